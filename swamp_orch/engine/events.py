@@ -1,0 +1,22 @@
+"""Run events: what a client that watches a run is told, as JSON objects, in order.
+
+Every event has `seq` (from 1, per run, no gaps), `at` (wall milliseconds) and `kind`. They are what `workflow run --json`
+prints, what the tree output is drawn from, and what `run.attach` replays.
+
+| kind | further fields |
+|---|---|
+| `run_started` | `runId`, `run` (`workflow` or `method`), `workflowId`, `workflowName`, `jobs: [{name, steps: [name]}]` |
+| `warning` | `message`, `job`?, `step`? |
+| `job_started` | `job` |
+| `step_waiting` | `job`, `step`, `reason` (text), `requirement` (`target=x`, `k=v, …`) |
+| `step_started` | `job`, `step`, `worker` (name, null = loopback), `attempt`, `model`, `modelType`, `method`, `dispatchId` |
+| `step_output` | `job`, `step`, `stream` (`stdout`/`stderr`), `line`, `n` (line number in the step's log) |
+| `step_ended` | `job`, `step`, `status` (`succeeded`, `failed`, `skipped`, `cancelled`), `error`?, `reason`?, `allowedFailure`?, `worker`, `attempts`, `durationMs`, `records: [{id, name, version, specName}]` |
+| `job_ended` | `job`, `status`, `durationMs` |
+| `report` | `name`, `scope`, `markdown`, `json` |
+| `run_ended` | `runId`, `status` (`succeeded`, `failed`, `cancelled`), `counts: {succeeded, failed, skipped, cancelled}`, `durationMs`, `error`?, `failedStep`?, `left`? (processes left: 0, or null = unknown), `run` (the run document) |
+"""
+
+from typing import Any
+
+Event = dict[str, Any]

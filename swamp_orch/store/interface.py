@@ -1,0 +1,272 @@
+"""The store: an append-only log of versioned records with compare-and-swap, plus content-addressed blobs.
+
+Everything durable is a record: user data, tokens, workers, leases, queue entries, runs. A record is identified by
+(`model_id`, `name`); each append makes its next version. Rules that every implementation keeps (one contract suite,
+`tests/contracts/test_store.py`):
+
+1. A batch commits as a whole or not at all, and `commit` returns only when it is durable.
+2. Versions of one (`model_id`, `name`) are 1, 2, 3 … without gaps or repeats, whoever writes.
+3. `expect` is compare-and-swap: the latest version must be exactly that number (0: the record must not exist).
+4. `guards` are preconditions on other records, checked in the same transaction.
+5. The same idempotency key with the same body digest answers with the first commit's result and writes nothing; with another
+   digest it is `idempotency_conflict`. The key is stored in the transaction that acted.
+6. Content up to `INLINE_CONTENT_MAX` lives in the row; larger content is a blob file named by its sha256, fsynced
+   before the row that names it commits. Rows are the authority; an orphan blob is garbage, never data.
+
+The interface is synchronous and thread-safe; `submit` queues for group commit and answers through a future.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from enum import Enum
+from typing import Any, BinaryIO, Final, Protocol
+
+import attrs
+
+
+class Kind(str, Enum):
+    """`dataType` in queries: what sort of thing a record is."""
+
+    RESOURCE = "resource"  # JSON
+    FILE = "file"
+    REPORT = "report"
+
+
+class OwnerType(str, Enum):
+    MODEL_METHOD = "model-method"
+    WORKFLOW_STEP = "workflow-step"
+    MANUAL = "manual"
+    SYSTEM = "system"  # swamp's own bookkeeping
+
+
+@attrs.frozen
+class Owner:
+    """Who wrote a version. Empty strings where there is none."""
+
+    type: OwnerType = OwnerType.SYSTEM
+    ref: str = ""  # definition id, run id, …
+    workflow_id: str = ""
+    workflow: str = ""
+    run: str = ""
+    job: str = ""
+    step: str = ""
+    dispatch: str = ""
+    fence: int = 0
+    source: str = ""  # `step-output`, …
+
+
+@attrs.frozen
+class Content:
+    """Bytes to store, in memory or already staged as a blob (then `inline` is None)."""
+
+    inline: bytes | None
+    sha256: str  # hex
+    size: int
+
+
+@attrs.frozen
+class NewRecord:
+    """A version about to be appended."""
+
+    model_type: str
+    model_id: str
+    model_name: str
+    name: str
+    spec: str
+    content: Content
+    kind: Kind = Kind.RESOURCE
+    content_type: str = "application/json"
+    lifetime: str = "infinite"  # `30d`, `workflow`, `infinite`, … (docs/reference/data.md)
+    keep: int | None = None  # versions kept; None = all
+    streaming: bool = False
+    tags: Mapping[str, str] = attrs.field(factory=dict)
+    owner: Owner = attrs.field(factory=Owner)
+    outcome: str = ""  # `failed`, `abandoned`, … on records of executions that did not succeed
+    deleted: bool = False  # a tombstone
+    expect: int | None = None  # compare-and-swap on the latest version; None = append whatever there is
+
+
+@attrs.frozen
+class Record:
+    """A stored version. `content` is None when it was not asked for or lives in a blob."""
+
+    seq: int  # position in the log; grows with every append of this store
+    id: str  # uuid, one per version
+    model_type: str
+    model_id: str
+    model_name: str
+    name: str
+    version: int
+    spec: str
+    kind: Kind
+    content_type: str
+    lifetime: str
+    keep: int | None
+    streaming: bool
+    tags: Mapping[str, str]
+    owner: Owner
+    outcome: str
+    deleted: bool
+    is_latest: bool
+    size: int
+    sha256: str
+    created_ms: int  # wall, milliseconds
+    content: bytes | None = attrs.field(repr=False, default=None)
+
+
+@attrs.frozen
+class Guard:
+    """The latest version of (`model_id`, `name`) must be `version`, else the batch is refused with `Conflict`."""
+
+    model_id: str
+    name: str
+    version: int
+
+
+@attrs.frozen
+class IdempotencyKey:
+    key: str
+    digest: str  # sha256 of the request body, hex
+    scope: str = ""  # the dispatch whose lease it lives as long as
+
+
+@attrs.frozen
+class Batch:
+    """What commits together."""
+
+    records: tuple[NewRecord, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    idempotency: IdempotencyKey | None = None
+    answer: bytes = b""  # stored with the idempotency key
+
+
+@attrs.frozen
+class Appended:
+    """One record of a committed batch."""
+
+    id: str
+    version: int
+    seq: int
+    created_ms: int
+
+
+@attrs.frozen
+class Committed:
+    """`records[i]` answers `batch.records[i]`. `replayed` with the stored `answer` when the key was known."""
+
+    records: tuple[Appended, ...] = ()
+    replayed: bool = False
+    answer: bytes = b""
+
+
+class Comparison(str, Enum):
+    EQ = "="
+    NE = "!="
+    LT = "<"
+    LE = "<="
+    GT = ">"
+    GE = ">="
+
+
+@attrs.frozen
+class Term:
+    """One exact conjunct that a store can evaluate by itself.
+
+    `field` is a column of `COLUMNS`, or `tags.<key>`, or `attributes.<path>` (dotted) of JSON content. `values` has one
+    value, or several for `in` (only with EQ). Value types: str, int, float, bool. A record without the tag or attribute,
+    or with a value of another type, does not match.
+    """
+
+    field: str
+    comparison: Comparison
+    values: tuple[str | int | float | bool, ...]
+
+
+@attrs.frozen
+class Selection:
+    """What to read: all terms must hold. `latest_only` leaves out superseded versions, `deleted` includes tombstones."""
+
+    terms: tuple[Term, ...] = ()
+    latest_only: bool = True
+    deleted: bool = False
+    with_content: bool = True  # inline content only; blobs are opened by `open_blob`
+
+
+COLUMNS: Final = (
+    "id", "name", "version", "isLatest", "createdAt", "modelName", "modelType", "modelId", "specName", "dataType",
+    "contentType", "lifetime", "ownerType", "streaming", "size", "ownerRef", "workflowRunId", "workflowName", "jobName",
+    "stepName", "source", "outcome",
+)  # fmt: skip
+"""Names of fields as queries know them; `Term.field` uses these."""
+
+
+class BlobWriter(Protocol):
+    """A blob being staged: hash and size are computed as it is written; nothing is visible until it is committed."""
+
+    def write(self, chunk: bytes) -> None: ...
+
+    def finish(self) -> Content:
+        """Flush, fsync and name it by its hash."""
+        ...
+
+    def discard(self) -> None: ...
+
+
+class Store(Protocol):
+    """Synchronous and thread-safe. Reads see every batch that was answered before they began."""
+
+    epoch: str  # uuid; changes on restore (SEMANTICS §10)
+
+    def commit(self, batch: Batch) -> Committed:
+        """Commit and wait. Raises `Conflict`, `StoreFull` (retryable), `StoreCorrupt`."""
+        ...
+
+    def submit(self, batch: Batch) -> "Future[Committed]":
+        """Queue for the next group commit. Batches of one store commit in the order they were submitted."""
+        ...
+
+    def latest(self, model_id: str, name: str, *, content: bool = True) -> Record | None: ...
+
+    def version(self, model_id: str, name: str, version: int, *, content: bool = True) -> Record | None: ...
+
+    def versions(self, model_id: str, name: str) -> Sequence[Record]:
+        """All versions, oldest first, without content."""
+        ...
+
+    def select(
+        self, selection: Selection, *, after: int = 0, limit: int | None = None, newest_first: bool = False
+    ) -> Iterator[Record]:
+        """Matching records in order of `seq`, starting after `after` (keyset paging)."""
+        ...
+
+    def read(self, record: Record) -> bytes:
+        """The whole content, verified against its sha256 when it is a blob."""
+        ...
+
+    def open_blob(self, sha256: str) -> BinaryIO: ...
+
+    def stage(self) -> BlobWriter: ...
+
+    def remove(self, record_ids: Sequence[tuple[str, str, int]]) -> int:
+        """Collector only: remove versions (`model_id`, `name`, `version`); returns how many there were. The newest version of
+        a name keeps its number reserved: versions never repeat."""
+        ...
+
+    def collect_blobs(self) -> int:
+        """Remove blobs no row names, re-checked inside the writer; returns bytes freed."""
+        ...
+
+    def close(self) -> None: ...
+
+
+Clock = Callable[[], int]
+"""Wall clock, milliseconds since the epoch."""
+
+
+def json_content(value: Any) -> Content:
+    """Canonical JSON content: UTF-8, no blanks, keys in the order given."""
+    import hashlib
+    import json
+
+    data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return Content(inline=data, sha256=hashlib.sha256(data).hexdigest(), size=len(data))

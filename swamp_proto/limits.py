@@ -1,0 +1,128 @@
+"""Every bound in the system, in one place, with the assertions that relate them.
+
+Durations end in `_s` (seconds), bounds in `_MAX`, sizes are bytes. What scales with the grace window is a function of
+it, so that tests can run the whole system with a grace of a few seconds and the relations still hold (SEMANTICS §2).
+"""
+
+from typing import Final
+
+import attrs
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# ── the control link ────────────────────────────────────────────────────────────────────────────────────────────────
+CONTROL_FRAME_MAX: Final = 4 * MIB  # one WebSocket message
+FRAME_DEPTH_MAX: Final = 64  # nesting of a frame
+FRAME_ITEMS_MAX: Final = 100_000  # items of one array or map
+OUTBOX_FRAMES_MAX: Final = 4_096  # frames waiting for one socket; more closes it
+ENROLL_DEADLINE_S: Final = 10.0  # receipt of the enroll frame on a new socket
+UNAUTHENTICATED_SOCKETS_MAX: Final = 64  # over all addresses; loopback included
+LABELS_MAX: Final = 64
+LABEL_LENGTH_MAX: Final = 256
+CAPACITY_MAX: Final = 1_024
+HELD_DISPATCHES_MAX: Final = 2 * CAPACITY_MAX
+ENROLL_FRAME_MAX: Final = 512 * KIB
+
+# ── grace and liveness ──────────────────────────────────────────────────────────────────────────────────────────────
+GRACE_S_DEFAULT: Final = 60.0
+GRACE_S_MIN: Final = 1.0
+GRACE_S_MAX: Final = 24 * 3600.0
+
+
+@attrs.frozen
+class Tempo:
+    """All instants that scale with the grace window G (`--grace`), in seconds. See SEMANTICS §2."""
+
+    grace_s: float = GRACE_S_DEFAULT
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Between two heartbeats."""
+        return min(10.0, self.grace_s / 12)
+
+    @property
+    def silence_s(self) -> float:
+        """Without any frame for this long, a link is over."""
+        return 3 * self.heartbeat_s
+
+    @property
+    def term_s(self) -> float:
+        """After the last answered heartbeat was sent: the holder sends TERM to what it runs."""
+        return self.grace_s * 3 / 4
+
+    @property
+    def kill_s(self) -> float:
+        """After the last answered heartbeat was sent: the holder sends KILL."""
+        return self.grace_s * 7 / 8
+
+    @property
+    def redial_s_max(self) -> float:
+        """Ceiling of back-off and of a connect attempt while steps are held."""
+        return self.grace_s / 12
+
+    def check(self) -> None:
+        """The holder gives up first, and placing again waits for it."""
+        assert self.heartbeat_s < self.silence_s < self.term_s < self.kill_s < self.grace_s
+        assert self.redial_s_max <= self.grace_s / 12
+
+
+for _grace_s in (GRACE_S_MIN, 4.0, GRACE_S_DEFAULT, GRACE_S_MAX):
+    Tempo(_grace_s).check()
+
+RECONNECT_S_MIN: Final = 0.5
+RECONNECT_S_MAX: Final = 30.0
+SESSION_CREDENTIAL_S: Final = 15 * 60.0
+SESSION_REFRESH_FRACTION: Final = 2 / 3
+TOKEN_TICK_S: Final = 1.0  # wall-clock deadlines are re-derived at least this often
+STALL_S: Final = 5.0  # a loop stall longer than this shifts deadlines by the stall
+
+# ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+CANCEL_TERM_S: Final = 10.0  # TERM -> KILL
+CANCEL_WAIT_S: Final = 30.0  # the orchestrator's wait for an answer to a cancel
+STUCK_S: Final = 30.0  # a group not empty this long after KILL makes its slot stuck
+BACKGROUND_GRACE_S: Final = 0.5  # pipes may stay open this long after the shell itself has ended
+LOSSES_MAX: Final = 3  # holder deaths per step
+GRACE_RESETS_MAX: Final = 3  # boots that may extend one lease
+CAPTURE_MAX: Final = 1 * MIB  # captured stdout, and stderr, in a result; as encoded
+CAPTURE_TAIL: Final = 256 * KIB  # of CAPTURE_MAX, kept from the end
+LINE_MAX: Final = 64 * KIB  # a longer output line is split
+LOG_BATCH_LINES_MAX: Final = 512
+LOG_BATCH_BYTES_MAX: Final = 256 * KIB
+LOG_SPOOL_MAX: Final = 256 * MIB  # per worker
+COMPLETION_OUTPUTS_MAX: Final = 3 * MIB  # outputs in one completion frame; larger ones are staged
+SHELL_VALUE_MAX: Final = 100 * KIB  # one expression value handed to a shell
+
+# ── store ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+INLINE_CONTENT_MAX: Final = 32 * KIB  # larger content becomes a blob file
+DATA_BODY_MAX: Final = 10 * 1024 * MIB
+BALLAST_BYTES: Final = 8 * MIB
+BATCH_RECORDS_MAX: Final = 1_024
+QUERY_PAGE: Final = 1_000
+BOOKKEEPING_VERSIONS_KEPT: Final = 20
+BOOKKEEPING_ENDED_KEPT_S: Final = 7 * 24 * 3600.0
+
+# ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+CLIENT_BODY_MAX: Final = 8 * MIB
+PREDICATE_LENGTH_MAX: Final = 16 * KIB
+EVENT_BUFFER_MAX: Final = 10_000  # events of a run kept for clients that attach
+CONCURRENT_RUNS_MAX_DEFAULT: Final = 100
+CHILD_RUN_DEPTH_MAX: Final = 10
+
+# ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+TOKEN_SECRET_BYTES: Final = 32
+TOKEN_LIFETIME_S_MAX: Final = 10 * 365 * 24 * 3600.0
+ARGON2_TIME_COST: Final = 1
+ARGON2_MEMORY_KIB: Final = 8 * 1024
+ARGON2_PARALLELISM: Final = 1
+VERIFICATIONS_AT_ONCE: Final = 2
+VERIFICATION_QUEUE_MAX: Final = 1_024
+REFUSAL_DELAY_S: Final = 1.0  # failures are delayed, never a lock-out
+
+assert COMPLETION_OUTPUTS_MAX < CONTROL_FRAME_MAX
+assert 2 * CAPTURE_MAX < COMPLETION_OUTPUTS_MAX
+assert CAPTURE_TAIL < CAPTURE_MAX
+assert LOG_BATCH_BYTES_MAX + LINE_MAX < CONTROL_FRAME_MAX
+assert INLINE_CONTENT_MAX < COMPLETION_OUTPUTS_MAX
+assert CANCEL_TERM_S < CANCEL_WAIT_S
+assert ENROLL_FRAME_MAX < CONTROL_FRAME_MAX

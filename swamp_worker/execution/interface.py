@@ -1,0 +1,39 @@
+"""What executes a dispatch, and what it reports to. The loopback executor and the worker use the same executor.
+
+`Executor.execute` never raises for anything the step did: every end is a `Finished`. It raises only `trio.Cancelled`,
+after the process group is dead and reaped (the cancel scope *is* the dispatch's lifetime).
+"""
+
+from typing import Protocol
+
+import attrs
+import trio
+
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine
+
+
+class LogSink(Protocol):
+    """Where lines go while the step runs. Awaiting is back-pressure: while it blocks, the pipe is not read."""
+
+    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+        """`lines[0]` has number `first`; numbers are consecutive per dispatch, from 1."""
+        ...
+
+
+@attrs.define
+class Control:
+    """What the holder may ask of a running execution."""
+
+    cancel_asked: trio.Event = attrs.field(factory=trio.Event)
+    term_s: float = 10.0  # TERM -> KILL
+    reason: str = ""
+    started: trio.Event = attrs.field(factory=trio.Event)  # set when the process runs
+    abandon: bool = False  # the end is reported as ABANDONED, whatever the process said
+
+    def ask_cancel(self, reason: str, term_s: float) -> None:
+        self.reason, self.term_s = reason, term_s
+        self.cancel_asked.set()
+
+
+class Executor(Protocol):
+    async def execute(self, dispatch: Dispatch, sink: LogSink, control: Control) -> Finished: ...
