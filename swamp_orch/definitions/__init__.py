@@ -1,0 +1,1 @@
+"""What people write: the repository, its models and workflows, and the checks on them."""
