@@ -1,0 +1,1 @@
+"""Decisions: pure, synchronous, deaf and blind. No trio, clock, randomness, I/O or logging in here."""

@@ -1,0 +1,1 @@
+"""Enrollment tokens and workers at the edge: verification of secrets, and their records in the store."""
