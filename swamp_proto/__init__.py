@@ -1,1 +1,1 @@
-"""The language both sides speak: messages, codec, limits, errors, session rules. Sans-IO: no socket, no clock."""
+"""The language both sides speak: messages, codec, limits, errors, session rules. Sans-IO."""

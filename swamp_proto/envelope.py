@@ -8,8 +8,8 @@ On the wire each is a msgpack array whose first item is its kind:
     [3, name, body]                Event      no answer
     [4, id]                        Cancel     the sender of request `id` no longer waits
 
-Ids are chosen by the sender of the request, positive, and grow per link; the two directions count apart. A body is a map
-from field name to value in the field order of its class.
+Ids are chosen by the sender of the request, positive, and grow per link; the two directions count apart. A
+body is a map from field name to value in the field order of its class.
 """
 
 from typing import Any

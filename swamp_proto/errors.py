@@ -9,6 +9,7 @@
     ├── OperationFailed      it was tried and did not work (a run failed, a check failed)
     ├── RemoteError          the peer broke the contract
     │   ├── MalformedMessage     not a frame; carries a path, never the payload
+    │   │   └── VersionMismatch      an enroll frame of another version of swamp
     │   ├── UnlawfulMessage      right shape, wrong moment or direction
     │   └── LimitExceeded
     ├── Refused              a lawful "no" with a code from a closed enum
@@ -20,7 +21,7 @@
 No code ever matches on message text. Third-party exceptions are translated at the port that raised them.
 """
 
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import ClassVar, Final
 
 
@@ -42,7 +43,7 @@ class ExitCode(int, Enum):
     INTERRUPTED = 130
 
 
-class RefusalCode(str, Enum):
+class RefusalCode(StrEnum):
     """Why an orchestrator says no on the control link. A closed set; the wire carries the value."""
 
     PROTOCOL_MISMATCH = "protocol_mismatch"
@@ -151,6 +152,21 @@ class MalformedMessage(RemoteError):
         self.problem = problem
 
 
+class VersionMismatch(MalformedMessage):
+    """An enroll frame that this version can not read, and that says it is of another one.
+
+    `request` is the id to answer with a `protocol_mismatch` failure; the versions are the peer's.
+    """
+
+    code = "protocol_mismatch"
+
+    def __init__(self, request: int, protocol_version: int, swamp_version: str) -> None:
+        super().__init__("$.body", f"the peer is swamp {swamp_version}, protocol {protocol_version}")
+        self.request = request
+        self.protocol_version = protocol_version
+        self.swamp_version = swamp_version
+
+
 class UnlawfulMessage(RemoteError):
     code = "unlawful"
 
@@ -165,7 +181,12 @@ class Refused(SwampError):
     code = "refused"
 
     def __init__(
-        self, refusal: RefusalCode, message: str, *, retry_after_s: float | None = None, hint: str | None = None
+        self,
+        refusal: RefusalCode,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint, code=refusal.value)
         self.refusal = refusal

@@ -1,7 +1,7 @@
 """Names and identifiers: one type per idea, so that mixing them up is a type error.
 
-All are plain strings or integers on the wire. Grammar checks live here because both ends need them; making an id
-(randomness) does not: ids arrive in events or come from the shell.
+All are plain strings or integers on the wire. Grammar checks live here because both ends need them; making an
+id (randomness) does not: ids arrive in events or come from the shell.
 """
 
 import re

@@ -1,17 +1,20 @@
 """Every bound in the system, in one place, with the assertions that relate them.
 
-Durations end in `_s` (seconds), bounds in `_MAX`, sizes are bytes. What scales with the grace window is a function of
-it, so that tests can run the whole system with a grace of a few seconds and the relations still hold (SEMANTICS §2).
+Durations end in `_s` (seconds), bounds in `_MAX`, sizes are bytes. What scales with the grace window is a
+function of it, so that tests can run the whole system with a grace of a few seconds and the relations still
+hold (SEMANTICS §2).
 """
 
 from typing import Final
 
 import attrs
 
+from swamp_proto.ids import NAME_LENGTH_MAX
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
-# ── the control link ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the control link ────────────────────────────────────────────────────────────────────────────────────────
 CONTROL_FRAME_MAX: Final = 4 * MIB  # one WebSocket message
 FRAME_DEPTH_MAX: Final = 64  # nesting of a frame
 FRAME_ITEMS_MAX: Final = 100_000  # items of one array or map
@@ -23,8 +26,11 @@ LABEL_LENGTH_MAX: Final = 256
 CAPACITY_MAX: Final = 1_024
 HELD_DISPATCHES_MAX: Final = 2 * CAPACITY_MAX
 ENROLL_FRAME_MAX: Final = 512 * KIB
+TOKEN_LENGTH_MAX: Final = 256  # characters of `<name>.<secret>`: 64 + 1 + 64, and room
+VERSION_LENGTH_MAX: Final = 64  # characters of a swamp version
+REQUESTS_OUTSTANDING_MAX: Final = 4 * CAPACITY_MAX  # unanswered requests per direction of one link
 
-# ── grace and liveness ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── grace and liveness ──────────────────────────────────────────────────────────────────────────────────────
 GRACE_S_DEFAULT: Final = 60.0
 GRACE_S_MIN: Final = 1.0
 GRACE_S_MAX: Final = 24 * 3600.0
@@ -77,7 +83,7 @@ SESSION_REFRESH_FRACTION: Final = 2 / 3
 TOKEN_TICK_S: Final = 1.0  # wall-clock deadlines are re-derived at least this often
 STALL_S: Final = 5.0  # a loop stall longer than this shifts deadlines by the stall
 
-# ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────
 CANCEL_TERM_S: Final = 10.0  # TERM -> KILL
 CANCEL_WAIT_S: Final = 30.0  # the orchestrator's wait for an answer to a cancel
 STUCK_S: Final = 30.0  # a group not empty this long after KILL makes its slot stuck
@@ -93,7 +99,7 @@ LOG_SPOOL_MAX: Final = 256 * MIB  # per worker
 COMPLETION_OUTPUTS_MAX: Final = 3 * MIB  # outputs in one completion frame; larger ones are staged
 SHELL_VALUE_MAX: Final = 100 * KIB  # one expression value handed to a shell
 
-# ── store ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── store ───────────────────────────────────────────────────────────────────────────────────────────────────
 INLINE_CONTENT_MAX: Final = 32 * KIB  # larger content becomes a blob file
 DATA_BODY_MAX: Final = 10 * 1024 * MIB
 BALLAST_BYTES: Final = 8 * MIB
@@ -102,14 +108,20 @@ QUERY_PAGE: Final = 1_000
 BOOKKEEPING_VERSIONS_KEPT: Final = 20
 BOOKKEEPING_ENDED_KEPT_S: Final = 7 * 24 * 3600.0
 
-# ── requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── definition files ────────────────────────────────────────────────────────────────────────────────────────
+DEFINITION_BYTES_MAX: Final = 4 * MIB  # one YAML file
+DEFINITION_DEPTH_MAX: Final = 64  # nesting of one
+DEFINITIONS_CACHED_MAX: Final = 4_096  # parsed files kept in memory
+IDENTIFIER_PREFIX_MIN: Final = 3  # characters of an id that may stand for the whole
+
+# ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 CLIENT_BODY_MAX: Final = 8 * MIB
 PREDICATE_LENGTH_MAX: Final = 16 * KIB
 EVENT_BUFFER_MAX: Final = 10_000  # events of a run kept for clients that attach
 CONCURRENT_RUNS_MAX_DEFAULT: Final = 100
 CHILD_RUN_DEPTH_MAX: Final = 10
 
-# ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
 TOKEN_SECRET_BYTES: Final = 32
 TOKEN_LIFETIME_S_MAX: Final = 10 * 365 * 24 * 3600.0
 ARGON2_TIME_COST: Final = 1
@@ -126,3 +138,7 @@ assert LOG_BATCH_BYTES_MAX + LINE_MAX < CONTROL_FRAME_MAX
 assert INLINE_CONTENT_MAX < COMPLETION_OUTPUTS_MAX
 assert CANCEL_TERM_S < CANCEL_WAIT_S
 assert ENROLL_FRAME_MAX < CONTROL_FRAME_MAX
+assert NAME_LENGTH_MAX + 1 + 2 * TOKEN_SECRET_BYTES <= TOKEN_LENGTH_MAX
+assert REQUESTS_OUTSTANDING_MAX <= OUTBOX_FRAMES_MAX
+assert HELD_DISPATCHES_MAX <= FRAME_ITEMS_MAX
+assert LOG_BATCH_LINES_MAX <= FRAME_ITEMS_MAX

@@ -1,10 +1,11 @@
 """The closed set of messages, each with its wire name, its kind and who may send it.
 
-`REQUESTS` maps a request class to its reply class; `EVENTS` is what needs no answer. The codec, the session rules, the
-vectors, the schema snapshot and `docs/protocol.md` are all driven by this table; a message that is not here does not exist.
+A rule with a reply is a request; one without is an event, which needs no answer. The codec, the session
+rules, the vectors, the schema snapshot and `docs/protocol.md` are all driven by this table; a message that is
+not here does not exist.
 """
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Final
 
 import attrs
@@ -13,7 +14,7 @@ from swamp_proto.messages import dispatch as _d
 from swamp_proto.messages import enrollment as _e
 
 
-class Side(str, Enum):
+class Side(StrEnum):
     WORKER = "worker"
     ORCHESTRATOR = "orchestrator"
 

@@ -1,16 +1,17 @@
 """Dispatch: one attempt to run one step on one executor; its log lines, its end, its cancellation.
 
-A dispatch outlives a link: `Finished` is a request of its own, repeated on later links until it is acknowledged.
-The loopback executor is given the very same `Dispatch` and answers with the very same `Finished`.
+A dispatch outlives a link: `Finished` is a request of its own, repeated on later links until it is
+acknowledged. The loopback executor is given the very same `Dispatch` and answers with the very same
+`Finished`.
 """
 
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 import attrs
 
 
-class Outcome(str, Enum):
+class Outcome(StrEnum):
     """How an execution ended, as its holder reports it."""
 
     SUCCEEDED = "succeeded"
@@ -43,7 +44,7 @@ class Dispatch:
     dispatch: str
     fence: int
     attempt: int
-    attempt_key: str  # stable per (run, step, attempt): an idempotency key for the author (`SWAMP_ATTEMPT_KEY`)
+    attempt_key: str  # stable per (run, step, attempt): the author's idempotency key (`SWAMP_ATTEMPT_KEY`)
     place: Place
     model_type: str  # `command/shell`
     model_name: str
@@ -51,7 +52,7 @@ class Dispatch:
     method: str
     arguments: dict[str, Any] = attrs.field(repr=False)  # resolved; JSON-shaped
     environment: dict[str, str] = attrs.field(repr=False)  # the orchestrator's snapshot, for this step only
-    bindings: dict[str, str] = attrs.field(repr=False)  # expression values and secrets handed over as variables
+    bindings: dict[str, str] = attrs.field(repr=False)  # expression values and secrets, as variables
     display: str | None  # the shell text as it may be stored and shown; secrets are `***`
     secrets: tuple[str, ...] = attrs.field(repr=False)  # values to mask
     timeout_s: float | None  # from `running`, enforced by the holder
@@ -73,7 +74,7 @@ class LogLine:
 
 @attrs.frozen
 class LogLines:
-    """W -> O event `dispatch.log`. Lines are numbered per dispatch from 1; `first` is the number of `lines[0]`."""
+    """W -> O event `dispatch.log`. Numbered per dispatch from 1; `first` is the number of `lines[0]`."""
 
     dispatch: str
     fence: int

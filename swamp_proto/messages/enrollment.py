@@ -1,17 +1,17 @@
 """Enrollment, session and liveness: what a worker says to be let in, and what keeps the link alive.
 
-Values only: frozen, no behaviour. `W -> O` is worker to orchestrator. Wall instants are integer milliseconds since the
-epoch and end in `_ms`; durations are seconds and end in `_s`.
+Values only: frozen, no behaviour. `W -> O` is worker to orchestrator. Wall instants are integer milliseconds
+since the epoch and end in `_ms`; durations are seconds and end in `_s`.
 """
 
-from enum import Enum
+from enum import StrEnum
 
 import attrs
 
 from swamp_proto.errors import RefusalCode
 
 
-class HeldPhase(str, Enum):
+class HeldPhase(StrEnum):
     """How far a held dispatch is, as its holder sees it."""
 
     RUNNING = "running"
@@ -19,7 +19,7 @@ class HeldPhase(str, Enum):
     ENDING = "ending"  # being killed, not yet reaped
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """What the orchestrator says about a held dispatch."""
 
     KEEP = "keep"
