@@ -101,12 +101,9 @@ class Repository:
         # The place is part of the name: a copied repository has the same id.
         key = uuid.uuid5(uuid.UUID(self.repo_id), str(self.root)).hex[:16]
         runtime = os.environ.get("XDG_RUNTIME_DIR")
-        folder = (
-            Path(runtime) / "swamp"
-            if runtime and Path(runtime).is_dir()
-            else Path(f"/tmp/swamp-{os.getuid()}")
-        )  # noqa: S108 - checked for owner and mode below
-        return folder / f"{key}.sock"
+        if runtime and Path(runtime).is_dir():
+            return Path(runtime) / "swamp" / f"{key}.sock"
+        return Path(f"/tmp/swamp-{os.getuid()}") / f"{key}.sock"  # noqa: S108 - owner and mode are checked below
 
     def prepare_socket_folder(self) -> Path:
         """Make sure that the folder of `socket_path` exists and is ours alone; returns the socket's path.

@@ -1,11 +1,11 @@
 """What definition files say, as frozen values. Reading and checking them is `models.py` and `workflows.py`.
 
-A value knows where it came from (`Source`) so that later errors can still name file and line. Text that may hold
-`${{ … }}` is kept as read; `swamp_orch.expressions` parses it once.
+A value knows where it came from (`Source`) so that later errors can still name file and line. Text that may
+hold `${{ … }}` is kept as read; `swamp_orch.expressions` parses it once.
 """
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,14 @@ import attrs
 
 @attrs.frozen
 class Source:
-    """A file, and the 1-based line of every node in it, by path: `("jobs", 0, "steps", 1, "target")`."""
+    """A file, and the 1-based line of every node in it, by path: `("jobs", 0, "steps", 1, "target")`.
 
-    file: Path
+    `texts` has the text of every scalar that is not text to YAML, as it was written: `1.10` for the number
+    1.1."""
+
+    file: Path  # relative to the repository where it lies inside one
     lines: Mapping[tuple[str | int, ...], int] = attrs.field(repr=False, factory=dict)
+    texts: Mapping[tuple[str | int, ...], str] = attrs.field(repr=False, factory=dict)
 
     def at(self, *path: str | int) -> str:
         """`models/x.yaml:12` for the nearest node that has a line."""
@@ -40,9 +44,10 @@ class ModelDefinition:
     methods: Mapping[str, Mapping[str, Any]]  # method name -> stored arguments
     inputs: Mapping[str, Any]  # input schema, `{type: object, properties, required}` form
     source: Source = attrs.field(repr=False, eq=False)
+    type_version: str = ""  # CalVer of the type when the file was written; empty: not said
 
 
-class ConditionType(str, Enum):
+class ConditionType(StrEnum):
     ALWAYS = "always"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -88,7 +93,7 @@ class Retry:
     backoff_s: float
 
 
-class OnWorkerLost(str, Enum):
+class OnWorkerLost(StrEnum):
     RULE = "rule"  # the write-then-fail rule decides
     REDISPATCH = "redispatch"
     FAIL = "fail"
