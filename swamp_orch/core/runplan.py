@@ -106,7 +106,9 @@ class StepStarted:
 
 @attrs.frozen
 class StepEnded:
-    """`status` is one of `ENDS`. `allowed`: a failure that does not fail the job (the engine decides: some are never allowed)."""
+    """`status` is one of `ENDS`. `allowed`: a failure that does not fail the job (the engine decides: some
+    are never allowed).
+    """
 
     key: StepKey
     status: StepStatus
@@ -151,7 +153,9 @@ class ExpandStep:
 
 @attrs.frozen
 class StartStep:
-    """Begin. Answered by `StepStarted` and `StepEnded`, or by `StepEnded` alone (guarded, bad expression, …)."""
+    """Begin. Answered by `StepStarted` and `StepEnded`, or by `StepEnded` alone (guarded, bad expression,
+    …).
+    """
 
     key: StepKey
 
@@ -227,15 +231,17 @@ def satisfying(condition: Condition) -> frozenset[StepStatus]:
 
 
 def is_handler(dependencies: Iterable[Dependency]) -> bool:
-    """Whether a step may still start after its job has failed: one of its conditions holds for a failed step."""
+    """Whether a step may still start after its job has failed: one of its conditions holds for a failed
+    step.
+    """
     return any(StepStatus.FAILED in satisfying(dependency.condition) for dependency in dependencies)
 
 
 def combined(ends: Mapping[StepStatus, int]) -> StepStatus:
     """The end of a forEach step, from how many of its items ended how: what conditions on it look at.
 
-    `failed` if any item failed, else `cancelled` if any was cancelled, else `succeeded` if any succeeded or there are no
-    items, else (all were skipped) `skipped`.
+    `failed` if any item failed, else `cancelled` if any was cancelled, else `succeeded` if any succeeded or
+    there are no items, else (all were skipped) `skipped`.
     """
     for status in (StepStatus.FAILED, StepStatus.CANCELLED, StepStatus.SUCCEEDED, StepStatus.SKIPPED):
         if ends.get(status):
@@ -264,7 +270,9 @@ class _Item:
 
 @attrs.define(eq=False)
 class _Group:
-    """A declared step: one item, or those of its forEach. Before the expansion a stand-in with the template's name."""
+    """A declared step: one item, or those of its forEach. Before the expansion a stand-in with the
+    template's name.
+    """
 
     job: "_Job"
     step: Step
@@ -324,7 +332,7 @@ class RunPlan:
     """One run's plan. Pure: `handle(event)` returns what to do, in order."""
 
     def __init__(self, workflow: Workflow) -> None:
-        """`workflow` has been checked: names are unique, dependencies exist, there are no cycles (else `Bug`)."""
+        """`workflow` has been checked: unique names, known dependencies, no cycles (else `Bug`)."""
         self._workflow = workflow
         self._jobs: list[_Job] = []
         self._job_by_name: dict[str, _Job] = {}
@@ -377,7 +385,9 @@ class RunPlan:
         return {item.key: item.status for item in self._every_item()}
 
     def counts(self) -> Mapping[StepStatus, int]:
-        """How many concrete steps have which status. All statuses are present; they add up to `len(statuses())`."""
+        """How many concrete steps have which status. All statuses are present; they add up to
+        `len(statuses())`.
+        """
         return dict(self._counts)
 
     def job_statuses(self) -> Mapping[str, JobStatus]:
@@ -403,11 +413,12 @@ class RunPlan:
     ) -> "tuple[RunPlan, tuple[Effect, ...]]":
         """A plan that goes on where the records stop, and what is to be done now.
 
-        `expansions`: `(job, template) -> names` of every answered `ExpandStep`. `statuses`: what was recorded, those that
-        ended in the order they did (missing, `waiting` and `ready` are the same: worked out anew). `allowed`: failed steps
-        whose failure was allowed. `cancel`: a cancel that was accepted before the crash. Steps recorded as running stay
-        running: the engine decides about them. `JobStarted`, `JobEnded` and `RunEnded` have no trace in the statuses and
-        are said again: the engine drops those it has recorded. Raises `Bug` when the records do not fit the workflow.
+        `expansions`: `(job, template) -> names` of every answered `ExpandStep`. `statuses`: what was
+        recorded, those that ended in the order they did (missing, `waiting` and `ready` are the same: worked
+        out anew). `allowed`: failed steps whose failure was allowed. `cancel`: a cancel that was accepted
+        before the crash. Steps recorded as running stay running: the engine decides about them. `JobStarted`,
+        `JobEnded` and `RunEnded` have no trace in the statuses and are said again: the engine drops those it
+        has recorded. Raises `Bug` when the records do not fit the workflow.
         """
         plan = cls(workflow)
         plan._begun = True
@@ -418,8 +429,9 @@ class RunPlan:
             if plan._clashes(group, names):
                 raise plan._bug(f"recorded expansion of {template!r} repeats a name")
             plan._expand(group, names)
+        forgiven = frozenset(allowed)
         for key, status in statuses.items():
-            plan._restore(plan._item(key), status, key in allowed)
+            plan._restore(plan._item(key), status, key in forgiven)
         for node in plan._jobs:
             for group in node.groups:
                 plan._restore_group(group)
@@ -628,8 +640,9 @@ class RunPlan:
             self._sweep(group.job)
 
     def _book_end(self, item: _Item) -> bool:
-        """Note a failure or a cancelled step; whether it is the first failure of its job. A step that was cancelled while its
-        run was not has failed."""
+        """Note a failure or a cancelled step; whether it is the first failure of its job. A step that was
+        cancelled while its run was not has failed.
+        """
         node = item.group.job
         cancelled = item.status is StepStatus.CANCELLED
         if cancelled and self._cancel is not None:
