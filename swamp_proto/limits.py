@@ -103,6 +103,12 @@ SHELL_VALUE_MAX: Final = 100 * KIB  # one expression value handed to a shell
 INLINE_CONTENT_MAX: Final = 32 * KIB  # larger content becomes a blob file
 DATA_BODY_MAX: Final = 10 * 1024 * MIB
 BALLAST_BYTES: Final = 8 * MIB
+ATTRIBUTES_MAX: Final = 4 * MIB  # larger JSON content has no queryable attributes
+BLOB_ORPHAN_KEPT_S: Final = 48 * 3600.0  # a staged blob no row names yet is kept this long
+STORE_BUSY_S: Final = 30.0  # wait for another process that is writing
+GROUP_COMMIT_MAX: Final = 256  # batches in one transaction
+WAL_CHECKPOINT_PAGES: Final = 4_096  # the log is folded into the store file in the background from this length on
+READ_CONNECTIONS_KEPT: Final = 4
 BATCH_RECORDS_MAX: Final = 1_024
 QUERY_PAGE: Final = 1_000
 BOOKKEEPING_VERSIONS_KEPT: Final = 20
@@ -136,6 +142,8 @@ assert 2 * CAPTURE_MAX < COMPLETION_OUTPUTS_MAX
 assert CAPTURE_TAIL < CAPTURE_MAX
 assert LOG_BATCH_BYTES_MAX + LINE_MAX < CONTROL_FRAME_MAX
 assert INLINE_CONTENT_MAX < COMPLETION_OUTPUTS_MAX
+assert INLINE_CONTENT_MAX < ATTRIBUTES_MAX
+assert BLOB_ORPHAN_KEPT_S > GRACE_S_MAX
 assert CANCEL_TERM_S < CANCEL_WAIT_S
 assert ENROLL_FRAME_MAX < CONTROL_FRAME_MAX
 assert NAME_LENGTH_MAX + 1 + 2 * TOKEN_SECRET_BYTES <= TOKEN_LENGTH_MAX
