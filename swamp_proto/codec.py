@@ -57,7 +57,7 @@ _PLAIN: Final = frozenset({str, bool, bytes, type(None)})  # JSON-shaped values 
 _In = Callable[..., Any]  # the shape of a cattrs hook: (value, class); the class is not used
 
 
-class _Wrong(Exception):  # noqa: N818 - named like the errors of errors.py
+class _Wrong(Exception):
     """A value is not what its place asks for. `path` is relative to that place; it grows on the way out."""
 
     def __init__(self, problem: str, path: str = "") -> None:

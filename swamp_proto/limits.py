@@ -26,6 +26,7 @@ LABEL_LENGTH_MAX: Final = 256
 CAPACITY_MAX: Final = 1_024
 HELD_DISPATCHES_MAX: Final = 2 * CAPACITY_MAX
 ENROLL_FRAME_MAX: Final = 512 * KIB
+CLOSE_HANDSHAKE_S: Final = 2.0  # for the peer to answer a WebSocket close
 TOKEN_LENGTH_MAX: Final = 256  # characters of `<name>.<secret>`: 64 + 1 + 64, and room
 VERSION_LENGTH_MAX: Final = 64  # characters of a swamp version
 REQUESTS_OUTSTANDING_MAX: Final = 4 * CAPACITY_MAX  # unanswered requests per direction of one link
@@ -107,7 +108,9 @@ ATTRIBUTES_MAX: Final = 4 * MIB  # larger JSON content has no queryable attribut
 BLOB_ORPHAN_KEPT_S: Final = 48 * 3600.0  # a staged blob no row names yet is kept this long
 STORE_BUSY_S: Final = 30.0  # wait for another process that is writing
 GROUP_COMMIT_MAX: Final = 256  # batches in one transaction
-WAL_CHECKPOINT_PAGES: Final = 4_096  # the log is folded into the store file in the background from this length on
+WAL_CHECKPOINT_PAGES: Final = (
+    4_096  # the log is folded into the store file in the background from this length on
+)
 READ_CONNECTIONS_KEPT: Final = 4
 BATCH_RECORDS_MAX: Final = 1_024
 QUERY_PAGE: Final = 1_000
@@ -119,6 +122,10 @@ DEFINITION_BYTES_MAX: Final = 4 * MIB  # one YAML file
 DEFINITION_DEPTH_MAX: Final = 64  # nesting of one
 DEFINITIONS_CACHED_MAX: Final = 4_096  # parsed files kept in memory
 IDENTIFIER_PREFIX_MIN: Final = 3  # characters of an id that may stand for the whole
+
+# ── vaults ──────────────────────────────────────────────────────────────────────────────────────────────────
+VAULT_KEY_LENGTH_MAX: Final = 200  # characters of a secret's key
+VAULT_SECRET_MAX: Final = 1 * MIB  # one secret, as UTF-8
 
 # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 CLIENT_BODY_MAX: Final = 8 * MIB

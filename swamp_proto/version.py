@@ -9,6 +9,7 @@ from typing import Final
 
 SWAMP_VERSION: Final = "0.1.0"
 PROTOCOL_VERSION: Final = 1
+CONTROL_PATH: Final = "/control/v1"  # of the WebSocket on the orchestrator's port
 
 VERSION_PATTERN: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}")
 
