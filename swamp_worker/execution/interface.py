@@ -1,9 +1,12 @@
-"""What executes a dispatch, and what it reports to. The loopback executor and the worker use the same executor.
+"""What executes a dispatch, and what it reports to. The loopback executor and the worker use the same
+executor.
 
-`Executor.execute` never raises for anything the step did: every end is a `Finished`. It raises only `trio.Cancelled`,
-after the process group is dead and reaped (the cancel scope *is* the dispatch's lifetime).
+`Executor.execute` never raises for anything the step did: every end is a `Finished`. It raises only
+`trio.Cancelled`, after the process group is dead and reaped (the cancel scope *is* the dispatch's
+lifetime).
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import attrs
@@ -29,10 +32,13 @@ class Control:
     reason: str = ""
     started: trio.Event = attrs.field(factory=trio.Event)  # set when the process runs
     abandon: bool = False  # the end is reported as ABANDONED, whatever the process said
+    on_ask: Callable[[], object] | None = None  # set by the executor: called at once when a cancel is asked
 
     def ask_cancel(self, reason: str, term_s: float) -> None:
         self.reason, self.term_s = reason, term_s
         self.cancel_asked.set()
+        if self.on_ask is not None:
+            self.on_ask()
 
 
 class Executor(Protocol):
