@@ -17,8 +17,13 @@ STEP_LEASE: Final = "swamp/step-lease"
 PENDING_DISPATCH: Final = "swamp/pending-dispatch"
 WORKFLOW_RUN: Final = "swamp/workflow-run"
 
-INFRASTRUCTURE_TYPES: Final = frozenset({WORKER, ENROLLMENT_TOKEN, STEP_LEASE, PENDING_DISPATCH, WORKFLOW_RUN})
+INFRASTRUCTURE_TYPES: Final = frozenset(
+    {WORKER, ENROLLMENT_TOKEN, STEP_LEASE, PENDING_DISPATCH, WORKFLOW_RUN}
+)
 """Types no step may read or write."""
+
+ONE_SHOT_TYPES: Final = frozenset({STEP_LEASE, PENDING_DISPATCH, WORKFLOW_RUN})
+"""Their (model id, name) holds a uuid and is never written again once collected."""
 
 LEASES_MODEL: Final = "leases"
 PENDING_MODEL: Final = "pending"

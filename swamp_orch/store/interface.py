@@ -16,9 +16,11 @@ Everything durable is a record: user data, tokens, workers, leases, queue entrie
 The interface is synchronous and thread-safe; `submit` queues for group commit and answers through a future.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from enum import Enum
+from hashlib import sha256
 from typing import Any, BinaryIO, Final, Protocol
 
 import attrs
@@ -57,11 +59,16 @@ class Owner:
 
 @attrs.frozen
 class Content:
-    """Bytes to store, in memory or already staged as a blob (then `inline` is None)."""
+    """Bytes to store, in memory or already staged as a blob (then `inline` is None).
+
+    `canonical` promises the form `json_content` writes (no duplicate keys, no blanks, no `\\u0000`): only then may a store leave
+    JSON conditions to its database.
+    """
 
     inline: bytes | None
     sha256: str  # hex
     size: int
+    canonical: bool = False
 
 
 @attrs.frozen
@@ -236,7 +243,22 @@ class Store(Protocol):
     def select(
         self, selection: Selection, *, after: int = 0, limit: int | None = None, newest_first: bool = False
     ) -> Iterator[Record]:
-        """Matching records in order of `seq`, starting after `after` (keyset paging)."""
+        """Matching records in order of `seq`, starting after `after` (keyset paging), as of one instant. With `newest_first` the
+        order is reversed and `after`, when not 0, is where it starts below."""
+        ...
+
+    def scan(
+        self,
+        selection: Selection,
+        fields: Sequence[str],
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[tuple[Any, ...]]:
+        """`select` without building `Record`s: one tuple of `fields` for each. A field is a name in `COLUMNS` (or `isDeleted`,
+        `workflowId`, `dispatch`, `sha256`) with its value as queries see it, or `seq`; `tags` (JSON text); `attributes` (JSON bytes,
+        from the blob too, or None); `content` (inline bytes, or None when it is a blob)."""
         ...
 
     def read(self, record: Record) -> bytes:
@@ -249,7 +271,13 @@ class Store(Protocol):
 
     def remove(self, record_ids: Sequence[tuple[str, str, int]]) -> int:
         """Collector only: remove versions (`model_id`, `name`, `version`); returns how many there were. The newest version of
-        a name keeps its number reserved: versions never repeat."""
+        a name keeps its number reserved: versions never repeat (leases, queue entries and runs excepted: their identity
+        holds a uuid that is made once)."""
+        ...
+
+    def forget_keys(self, before_ms: int) -> int:
+        """Collector only: drop idempotency keys without a scope that are older; returns how many. Scoped keys go with the last
+        version of their dispatch's lease."""
         ...
 
     def collect_blobs(self) -> int:
@@ -262,11 +290,12 @@ class Store(Protocol):
 Clock = Callable[[], int]
 """Wall clock, milliseconds since the epoch."""
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
 
 def json_content(value: Any) -> Content:
-    """Canonical JSON content: UTF-8, no blanks, keys in the order given."""
-    import hashlib
-    import json
-
-    data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
-    return Content(inline=data, sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+    """Canonical JSON content: UTF-8, no blanks, keys in the order given. Raises ValueError for NaN and infinities."""
+    data = _encode(value).encode()
+    return Content(
+        inline=data, sha256=sha256(data).hexdigest(), size=len(data), canonical=b"\\u0000" not in data
+    )

@@ -1,0 +1,1 @@
+"""What is remembered: versioned records and blobs, behind one interface (`interface.py`) with two implementations."""

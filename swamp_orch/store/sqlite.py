@@ -1,0 +1,330 @@
+"""The store on SQLite: WAL, `synchronous=FULL`, one writer with group commit, a few read connections.
+
+Rules: batches commit in the order they were submitted; all that wait when the writer becomes free commit together, with one
+fsync; nobody is answered before that fsync. With `thread=False` (a CLI process) commits happen in the calling thread and no
+thread is started. Several processes may have the store open. Reads never wait for writes and each sees one instant.
+
+The log is folded into the store file in the background (`_Folder`), so that no commit pays for it.
+"""
+
+import contextlib
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import attrs
+
+from swamp_orch.store.blobs import BlobFolder
+from swamp_orch.store.errors import StoreFull, translated
+from swamp_orch.store.folder import Ballast, prepare
+from swamp_orch.store.interface import Batch, BlobWriter, Clock, Committed, Record, Selection
+from swamp_orch.store.rows import to_record
+from swamp_orch.store.schema import BLOBS_NAME, RECORD_COLUMNS
+from swamp_orch.store.selection import Judge, compile_where, scan_columns
+from swamp_orch.store.writer import Outcome, Prepared, Writer, make_ready
+from swamp_proto.errors import Broken, NotFound, SwampError
+from swamp_proto.limits import (
+    BLOB_ORPHAN_KEPT_S,
+    GROUP_COMMIT_MAX,
+    QUERY_PAGE,
+    READ_CONNECTIONS_KEPT,
+    STORE_BUSY_S,
+    WAL_CHECKPOINT_PAGES,
+)
+
+_WITH_CONTENT = ", ".join(RECORD_COLUMNS)
+_WITHOUT_CONTENT = ", ".join((*RECORD_COLUMNS[:-1], "NULL"))
+
+
+def wall_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+def open_store(folder: Path, *, clock: Clock | None = None, thread: bool = True) -> "SqliteStore":
+    """The store in `folder` (`.swamp/data`), made when missing.
+
+    `thread`: group commit on a writer thread, for `swamp serve`; without it commits happen in the calling thread. Raises
+    `StoreCorrupt`, `StoreTooNew`, `StoreReadOnly`, `StoreFull`, `StoreOnNetwork`, each with a hint.
+    """
+    return SqliteStore(folder, prepare(folder), clock or wall_ms, thread)
+
+
+@attrs.define
+class _Waiting:
+    prepared: Prepared
+    future: "Future[Committed]"
+
+
+class SqliteStore:
+    """`Store` on SQLite. Thread-safe."""
+
+    def __init__(self, folder: Path, file: Path, clock: Clock, thread: bool) -> None:
+        self._file = file
+        self._blobs = BlobFolder(folder / BLOBS_NAME)
+        self._ballast = Ballast(folder)
+        self._readers = _Readers(file, self._blobs)
+        self._lock = threading.Lock()  # of the write connection
+        self._closed = False
+        self._pages_max = WAL_CHECKPOINT_PAGES
+        self.blob_orphan_kept_s = BLOB_ORPHAN_KEPT_S
+        db = _connect(file)
+        try:
+            (self.epoch,) = db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
+            if thread:
+                db.execute("PRAGMA wal_autocheckpoint = 0")
+        except (sqlite3.Error, TypeError) as error:
+            db.close()
+            raise translated(
+                error if isinstance(error, sqlite3.Error) else sqlite3.DatabaseError(), file
+            ) from error
+        self._db = db
+        self._writer = Writer(db, file, self._blobs, clock)
+        self._queue: queue.SimpleQueue[_Waiting | None] | None = None
+        if thread:
+            self._ballast.lay()
+            self._queue = queue.SimpleQueue()
+            self._thread = threading.Thread(target=self._run, name="swamp-store", daemon=True)
+            self._thread.start()
+
+    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def commit(self, batch: Batch) -> Committed:
+        return self.submit(batch).result()
+
+    def submit(self, batch: Batch) -> "Future[Committed]":
+        future: Future[Committed] = Future()
+        try:
+            waiting = _Waiting(make_ready(batch, self._blobs), future)
+        except SwampError as error:
+            future.set_exception(error)
+            return future
+        if self._queue is None:
+            with self._lock:
+                self._commit([waiting])
+        elif self._closed:
+            future.set_exception(Broken("the store is closed"))
+        else:
+            self._queue.put(waiting)
+        return future
+
+    def _run(self) -> None:
+        """The writer thread: take all that wait, commit them together, answer them."""
+        waiting_queue = self._queue
+        assert waiting_queue is not None
+        while True:
+            first = waiting_queue.get()
+            if first is None:
+                return
+            group = [first]
+            stop = False
+            with contextlib.suppress(queue.Empty):
+                while len(group) < GROUP_COMMIT_MAX:
+                    more = waiting_queue.get_nowait()
+                    if more is None:
+                        stop = True
+                        break
+                    group.append(more)
+            with self._lock:
+                self._commit(group)
+            if stop:
+                return
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        outcomes: list[Outcome]
+        if self._closed and self._queue is None:
+            outcomes = [Broken("the store is closed")] * len(group)
+        else:
+            try:
+                outcomes = self._writer.write([waiting.prepared for waiting in group])
+                if isinstance(outcomes[0], StoreFull) and self._ballast.release():
+                    # What is under way may finish in the room the ballast took; `full` tells others to stop.
+                    outcomes = self._writer.write([waiting.prepared for waiting in group])
+            except BaseException as error:
+                for waiting in group:
+                    waiting.future.set_exception(error)
+                return
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Committed):
+                waiting.future.set_result(outcome)
+            else:
+                waiting.future.set_exception(outcome)
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def latest(self, model_id: str, name: str, *, content: bool = True) -> Record | None:
+        return self._one("model_id = ? AND name = ? ORDER BY version DESC LIMIT 1", (model_id, name), content)
+
+    def version(self, model_id: str, name: str, version: int, *, content: bool = True) -> Record | None:
+        return self._one("model_id = ? AND name = ? AND version = ?", (model_id, name, version), content)
+
+    def versions(self, model_id: str, name: str) -> Sequence[Record]:
+        sql = f"SELECT {_WITHOUT_CONTENT} FROM record WHERE model_id = ? AND name = ? ORDER BY version"
+        return [to_record(row) for row in self._readers.rows(sql, (model_id, name))]
+
+    def select(
+        self, selection: Selection, *, after: int = 0, limit: int | None = None, newest_first: bool = False
+    ) -> Iterator[Record]:
+        columns = _WITH_CONTENT if selection.with_content else _WITHOUT_CONTENT
+        return map(to_record, self._matching(columns, selection, after, limit, newest_first))
+
+    def scan(
+        self,
+        selection: Selection,
+        fields: Sequence[str],
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[tuple[Any, ...]]:
+        return self._matching(scan_columns(fields), selection, after, limit, newest_first)
+
+    def read(self, record: Record) -> bytes:
+        if record.content is not None:
+            return record.content
+        found = self.version(record.model_id, record.name, record.version)
+        if found is None or found.id != record.id:
+            raise NotFound(f"version {record.version} of {record.name} is not there any more")
+        return self._blobs.read(record.sha256) if found.content is None else found.content
+
+    def open_blob(self, sha256: str) -> BinaryIO:
+        return self._blobs.open(sha256)
+
+    def stage(self) -> BlobWriter:
+        return self._blobs.stage()
+
+    def _one(self, where: str, parameters: Sequence[Any], content: bool) -> Record | None:
+        sql = f"SELECT {_WITH_CONTENT if content else _WITHOUT_CONTENT} FROM record WHERE {where}"
+        for row in self._readers.rows(sql, parameters):
+            return to_record(row)
+        return None
+
+    def _matching(
+        self, columns: str, selection: Selection, after: int, limit: int | None, newest_first: bool
+    ) -> Iterator[tuple[Any, ...]]:
+        where, parameters, terms = compile_where(selection, after, newest_first)
+        sql = f"SELECT {columns} FROM record {where}"
+        if limit is not None:
+            sql += " LIMIT ?"
+            parameters.append(limit)
+        return self._readers.stream(sql, parameters, terms)
+
+    # ── collecting and closing ──────────────────────────────────────────────────────────────────────────────────────
+
+    def remove(self, record_ids: Sequence[tuple[str, str, int]]) -> int:
+        with self._lock:
+            return self._writer.remove(record_ids)
+
+    def forget_keys(self, before_ms: int) -> int:
+        with self._lock:
+            return self._writer.forget_keys(before_ms)
+
+    def collect_blobs(self) -> int:
+        with self._lock:
+            return self._writer.collect_blobs(time.time() - self.blob_orphan_kept_s)
+
+    def close(self) -> None:
+        """Commit what was submitted, then close. Harmless twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._queue is not None:
+            self._queue.put(None)
+            self._thread.join()
+        with self._lock:
+            self._readers.close()
+            self._db.close()
+
+
+class _Readers:
+    """Read connections: one per reader at a time, a few kept."""
+
+    def __init__(self, file: Path, blobs: BlobFolder) -> None:
+        self._file = file
+        self._blobs = blobs
+        self._idle: list[tuple[sqlite3.Connection, Judge]] = []
+        self._closed = False
+
+    def rows(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+        db, judge = self._take()
+        try:
+            found = db.execute(sql, parameters).fetchall()
+        except sqlite3.Error as error:
+            db.close()
+            raise translated(error, self._file) from error
+        self._give_back(db, judge)
+        return found
+
+    def stream(self, sql: str, parameters: Sequence[Any], terms: Any) -> Iterator[tuple[Any, ...]]:
+        """Rows as they are asked for, all of one instant; a short answer lets go of its connection at once."""
+        db, judge = self._take()
+        whole = False
+        try:
+            judge.ask(terms)
+            cursor = db.execute(sql, parameters)
+            while True:
+                rows = cursor.fetchmany(QUERY_PAGE)
+                if len(rows) < QUERY_PAGE:
+                    whole = True
+                    self._give_back(db, judge)
+                    yield from rows
+                    return
+                yield from rows
+        except sqlite3.Error as error:
+            raise judge.error or translated(error, self._file) from error
+        finally:
+            if not whole:
+                db.close()
+
+    def _take(self) -> tuple[sqlite3.Connection, Judge]:
+        if self._closed:
+            raise Broken("the store is closed")
+        try:
+            return self._idle.pop()
+        except IndexError:
+            db = _connect(self._file)
+        try:
+            db.execute("PRAGMA query_only = ON")
+            return db, Judge(db, self._blobs.read)
+        except sqlite3.Error as error:
+            db.close()
+            raise translated(error, self._file) from error
+
+    def _give_back(self, db: sqlite3.Connection, judge: Judge) -> None:
+        if self._closed or len(self._idle) >= READ_CONNECTIONS_KEPT:
+            db.close()
+        else:
+            self._idle.append((db, judge))
+
+    def close(self) -> None:
+        self._closed = True
+        while self._idle:
+            self._idle.pop()[0].close()
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    try:
+        db = sqlite3.connect(
+            f"file:{_quoted(file)}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=STORE_BUSY_S,
+            cached_statements=256,
+            detect_types=sqlite3.PARSE_COLNAMES,
+        )
+        db.execute("PRAGMA synchronous = FULL")
+    except sqlite3.Error as error:
+        raise translated(error, file) from error
+    return db
+
+
+def _quoted(file: Path) -> str:
+    from urllib.parse import quote
+
+    return quote(str(file))
