@@ -190,7 +190,14 @@ def _patch(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: boo
     if first:
         at = siblings[0].key_start
         return text[:offset] + text_in[:at] + line + "\n" + pad + text_in[at:]
-    end = max(found.end for key, found in parsed.spans.items() if key[: len(path) - 1] == path[:-1])
+    # Block maps and lists end where the next token starts, behind comments that are not theirs: ask the
+    # leaves.
+    leaves = [
+        found.end
+        for key, found in parsed.spans.items()
+        if key[: len(path) - 1] == path[:-1] and (found.flow or found.style not in ("map", "list"))
+    ]
+    end = max(leaves)
     body = text_in[:end].rstrip()
     stop = text_in.find("\n", len(body))
     if stop < 0:

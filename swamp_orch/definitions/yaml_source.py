@@ -135,6 +135,8 @@ def parse(text: str, shown: Path, *, spans: bool = False) -> Parsed:
         return _Builder(shown, text, spans).build(yaml.parse(io.StringIO(text)))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if "end of stream" in str(error.problem) or "<stream end>" in str(error.problem):
+            mark = error.context_mark or mark  # where it was opened, not where the file ends
         line = mark.line + 1 if mark is not None else 1
         _refuse_syntax(
             shown, line, text, str(error.problem or error.context or error), str(error.context or "")

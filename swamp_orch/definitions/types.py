@@ -1,0 +1,125 @@
+"""The registry of model types: what a definition's `type` may be.
+
+Rules:
+1. One type per normalised name: `Command::Shell`, `command.shell` and `command/shell` are the same type.
+2. `swamp/*` types are swamp's own bookkeeping. They are listed only when asked for, have no methods, and
+   nobody can create a model of one.
+
+It does not load code: what a method does is the worker's business.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from swamp_orch.definitions.fields import suggestion
+from swamp_orch.store.bookkeeping import (
+    ENROLLMENT_TOKEN,
+    PENDING_DISPATCH,
+    STEP_LEASE,
+    WORKER,
+    WORKFLOW_RUN,
+)
+from swamp_proto.errors import LocalError, NotFound
+from swamp_worker.models.interface import MethodSpec, ModelType, OutputSpec
+
+INTERNAL_PREFIX: Final = "swamp/"
+
+_SEPARATORS: Final = re.compile(r"(?:::|[\s./])+")
+_TYPE: Final = re.compile(r"@?[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*")
+_NOTHING: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def normalise_type(text: str) -> str:
+    """`Command::Shell` → `command/shell`."""
+    return _SEPARATORS.sub("/", text.strip().lower()).strip("/")
+
+
+def is_type_name(text: str) -> bool:
+    """Whether a normalised text can name a type (and so a folder)."""
+    return _TYPE.fullmatch(text) is not None and len(text) <= 128
+
+
+class TypeRegistry:
+    """The types of one swamp."""
+
+    def __init__(self, types: Iterable[ModelType]) -> None:
+        self._types: dict[str, ModelType] = {}
+        for found in sorted(types, key=lambda item: item.name):
+            assert found.name == normalise_type(found.name), found.name
+            assert found.name not in self._types, found.name
+            self._types[found.name] = found
+
+    def all(self, *, internal: bool = False) -> list[ModelType]:
+        """Types by name; swamp's own only with `internal`."""
+        return [found for found in self._types.values() if internal or not is_internal(found.name)]
+
+    def names(self) -> list[str]:
+        return [found.name for found in self.all()]
+
+    def get(self, name: str) -> ModelType:
+        """The type; `name` in any spelling. Raises `NotFound` with the nearest name."""
+        found = self._types.get(normalise_type(name))
+        if found is None:
+            raise NotFound(
+                f"Unknown model type: {name}.{suggestion(normalise_type(name), self.names())}",
+                hint="swamp model type search",
+                code="unknown_model_type",
+            )
+        return found
+
+    def method(self, model_type: ModelType, name: str) -> MethodSpec:
+        """A method of a type. Raises `NotFound` with the methods there are."""
+        found = model_type.methods.get(name)
+        if found is None:
+            listed = ", ".join(model_type.methods) or "none"
+            raise NotFound(
+                f"Unknown method '{name}' of {model_type.name}.{suggestion(name, model_type.methods)}"
+                f" Methods are: {listed}",
+                hint=f"swamp model type describe {model_type.name}",
+                code="unknown_method",
+            )
+        return found
+
+    def creatable(self, name: str) -> ModelType:
+        """The type, if models of it can be made. Raises `NotFound`, `LocalError`."""
+        found = self.get(name)
+        if is_internal(found.name):
+            raise LocalError(
+                f"{found.name} is swamp's own bookkeeping: models of it cannot be created",
+                hint=f"swamp data query 'modelType == \"{found.name}\"'",
+            )
+        return found
+
+
+def is_internal(name: str) -> bool:
+    return name.startswith(INTERNAL_PREFIX)
+
+
+def built_in() -> TypeRegistry:
+    """The types that come with swamp."""
+    from swamp_worker.models import BUILT_IN
+
+    return TypeRegistry([*BUILT_IN.values(), *INTERNAL])
+
+
+def _internal(name: str, description: str, spec: str, about: str) -> ModelType:
+    return ModelType(
+        name=name,
+        version="2026.11.21.1",
+        description=description,
+        global_arguments=_NOTHING,
+        methods={},
+        outputs={spec: OutputSpec(spec, "resource", "application/json", about)},
+    )
+
+
+INTERNAL: Final = (
+    _internal(WORKER, "Workers that have enrolled", "state", "a worker's latest state"),
+    _internal(ENROLLMENT_TOKEN, "Enrollment tokens", "token", "a token's life cycle; never its secret"),
+    _internal(STEP_LEASE, "Leases of placed steps", "lease", "one dispatch of one step"),
+    _internal(
+        PENDING_DISPATCH, "Steps that wait for a worker", "dispatch", "one waiting step and why it waits"
+    ),
+    _internal(WORKFLOW_RUN, "Runs of workflows", "run", "one run: jobs, steps, status"),
+)
