@@ -351,11 +351,11 @@ def expression_problem(text: str) -> tuple[str, str | None] | None:
     from swamp_proto.errors import SwampError
 
     try:
-        from swamp_orch.expressions.template import parse_template
+        from swamp_orch.expressions.template import parse
     except ModuleNotFoundError:
         return None
     try:
-        parse_template(text)
+        parse(text)
     except SwampError as error:
         return error.message, error.hint
     return None
