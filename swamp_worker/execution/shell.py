@@ -53,6 +53,7 @@ from swamp_worker.execution.variables import StepVariables
 from swamp_worker.execution.workspace import Workspace
 
 _SHELL: Final = "/bin/sh"
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _LAST_LINES_S: Final = 2.0  # for the sink to take what a killed step had printed
 _LATE_S: Final = 5.0  # the keeper's margin after a timeout and its TERM grace
 
@@ -124,7 +125,7 @@ async def run_shell(dispatch: Dispatch, sink: LogSink, control: Control, host: H
         return execution.finished(arguments, timeout_s, started_ms, duration_ms)
     finally:
         if own_directory:
-            await host.workspace.remove(own_directory)
+            host.workspace.remove(own_directory)
 
 
 @attrs.frozen
@@ -346,7 +347,7 @@ class _Execution:
         return self._is_gone()
 
     async def _finish_lines(self) -> None:
-        """What the pipes still hold and every last partial line; bounded when the step did not end by itself."""
+        """What the pipes still hold and every last partial line; bounded when it did not end by itself."""
         self._read_what_is_there()
         for stream in Stream:
             self._keep(stream, self._splitters[stream].flush())
@@ -360,7 +361,8 @@ class _Execution:
     # ── what is reported ────────────────────────────────────────────────────────────────────────────────────
     def _mask_warning(self) -> bool:
         if self._mask.too_short:
-            text = f"swamp: {self._mask.too_short} secret(s) shorter than {SECRET_LENGTH_MIN} characters cannot be masked"
+            short = self._mask.too_short
+            text = f"swamp: {short} secret(s) shorter than {SECRET_LENGTH_MIN} characters cannot be masked"
             self._unsent.append(LogLine(Stream.STDERR, text))
         return bool(self._unsent)
 
@@ -406,7 +408,7 @@ class _Execution:
             outcome, error = Outcome.FAILED, f"Command exited with code {exit_code}"
         else:
             outcome, error = Outcome.SUCCEEDED, None
-        content = json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        content = _JSON.encode(result).encode("utf-8", "replace")
         return Finished(
             dispatch=self._dispatch.dispatch,
             fence=self._dispatch.fence,
