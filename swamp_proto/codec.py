@@ -21,7 +21,6 @@ It does not know which message is lawful when (`session.py`), who sends what, or
 
 import types
 import typing
-from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
@@ -30,7 +29,25 @@ import msgpack
 from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from swamp_proto import limits
+from swamp_proto import limits, nesting
+from swamp_proto.checks import (
+    INT_MAX,
+    REPEATED,
+    Check,
+    Wrong,
+    boolean,
+    float_out,
+    floating,
+    integer,
+    items_of,
+    json_map,
+    kind_of,
+    member_in,
+    member_out,
+    optional,
+    sized,
+    texts,
+)
 from swamp_proto.envelope import Cancel, Event, Failure, FailureBody, Frame, Request, Response
 from swamp_proto.errors import LimitExceeded, MalformedMessage, Unsupported, VersionMismatch
 from swamp_proto.messages import RULE_BY_BODY, RULE_BY_NAME, RULES
@@ -43,237 +60,8 @@ FAILURE: Final = 2
 EVENT: Final = 3
 CANCEL: Final = 4
 
-INT_MIN: Final = -(2**63)
-INT_MAX: Final = 2**63 - 1
-JSON_DEPTH_MAX: Final = (
-    limits.FRAME_DEPTH_MAX - 2
-)  # a `dict[str, Any]` stands in a body, which stands in a frame
-
 _FRAME_MAX: Final = limits.CONTROL_FRAME_MAX
 _ITEMS_MAX: Final = limits.FRAME_ITEMS_MAX
-_ONLY_TEXT: Final = frozenset({str})
-_PLAIN: Final = frozenset({str, bool, bytes, type(None)})  # JSON-shaped values that need no second look
-
-_In = Callable[..., Any]  # the shape of a cattrs hook: (value, class); the class is not used
-
-
-class _Wrong(Exception):
-    """A value is not what its place asks for. `path` is relative to that place; it grows on the way out."""
-
-    def __init__(self, problem: str, path: str = "") -> None:
-        super().__init__(problem)
-        self.problem = problem
-        self.path = path
-
-    def inside(self, step: str) -> "_Wrong":
-        return _Wrong(self.problem, step + self.path)
-
-
-class _Repeated:
-    """Stands where a map with a repeated key stood, so that the refusal can say where that was."""
-
-
-_REPEATED: Final = _Repeated()
-
-
-# ── values ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _kind(value: object) -> str:
-    """What a value is, in words of the wire; never the value."""
-    if isinstance(value, _Repeated):
-        return "a map with a repeated key"
-    words = {bool: "a boolean", int: "an integer", float: "a float", str: "text", bytes: "bytes"}
-    words |= {list: "a list", dict: "a map", type(None): "nothing"}
-    return words.get(type(value), f"a {type(value).__name__}")
-
-
-def _integer(bound: Bound) -> _In:
-    low = INT_MIN if bound.low is None else bound.low
-    high = INT_MAX if bound.high is None else bound.high
-
-    def check(value: Any, _: Any = None) -> Any:
-        if type(value) is not int:
-            raise _Wrong(f"an integer is needed, not {_kind(value)}")
-        if not low <= value <= high:
-            raise _Wrong(f"not within {low}..{high}")
-        return value
-
-    return check
-
-
-def _float(bound: Bound) -> _In:
-    low, high = bound.low, bound.high
-
-    def check(value: Any, _: Any = None) -> Any:
-        if type(value) is not float:
-            raise _Wrong(f"a float is needed, not {_kind(value)}")
-        if value - value != 0.0:
-            raise _Wrong("not finite")
-        if (low is not None and value < low) or (high is not None and value > high):
-            raise _Wrong(f"not within {low}..{high}")
-        return value
-
-    return check
-
-
-def _sized(wanted: type[str] | type[bytes], word: str, bound: Bound) -> _In:
-    """Text or bytes."""
-    low = bound.low or 0
-    high = _FRAME_MAX if bound.high is None else bound.high
-
-    def check(value: Any, _: Any = None) -> Any:
-        if type(value) is not wanted:
-            raise _Wrong(f"{word} needed, not {_kind(value)}")
-        if not low <= len(value) <= high:
-            raise _Wrong(f"length is not within {low}..{high}")
-        return value
-
-    return check
-
-
-def _boolean(value: Any, _: Any = None) -> Any:
-    if type(value) is not bool:
-        raise _Wrong(f"a boolean is needed, not {_kind(value)}")
-    return value
-
-
-def _keys(value: Any, longest: int | None) -> None:
-    """That `value` is a map whose keys are text."""
-    if type(value) is not dict:
-        raise _Wrong(f"a map is needed, not {_kind(value)}")
-    for position, key in enumerate(value):
-        if type(key) is not str:
-            raise _Wrong(f"a key is text, not {_kind(key)}", f"[{position}]")
-        if longest is not None and len(key) > longest:
-            raise _Wrong(f"a key has at most {longest} characters", f"[{position}]")
-
-
-def _texts(bound: Bound) -> _In:
-    """A map from text to text."""
-    low = bound.low or 0
-    high = _ITEMS_MAX if bound.high is None else bound.high
-    each = bound.each
-
-    def check(value: Any, _: Any = None) -> Any:
-        if (
-            type(value) is not dict
-            or not _ONLY_TEXT.issuperset(map(type, value))
-            or not _ONLY_TEXT.issuperset(map(type, value.values()))
-            or each is not None
-        ):
-            _keys(value, each)
-            for position, item in enumerate(value.values()):
-                if type(item) is not str:
-                    raise _Wrong(f"text is needed, not {_kind(item)}", f"[{position}]")
-                if each is not None and len(item) > each:
-                    raise _Wrong(f"at most {each} characters", f"[{position}]")
-        if not low <= len(value) <= high:
-            raise _Wrong(f"the number of entries is not within {low}..{high}")
-        return value
-
-    return check
-
-
-def _shaped(value: Any, room: int) -> None:
-    """That `value` is JSON-shaped, or bytes, and nests at most `room` levels."""
-    kind = type(value)
-    if kind in _PLAIN:
-        return
-    if kind is int:
-        if not INT_MIN <= value <= INT_MAX:
-            raise _Wrong(f"not within {INT_MIN}..{INT_MAX}")
-        return
-    if kind is float:
-        if value - value != 0.0:
-            raise _Wrong("not finite")
-        return
-    if kind is dict:
-        if not _ONLY_TEXT.issuperset(map(type, value)):
-            _keys(value, None)
-        items = value.values()
-    elif kind is list:
-        items = value
-    else:
-        raise _Wrong(f"a JSON-shaped value is needed, not {_kind(value)}")
-    if room == 0:
-        raise _Wrong(f"nested deeper than {limits.FRAME_DEPTH_MAX}")
-    if len(items) > _ITEMS_MAX:
-        raise _Wrong(f"more than {_ITEMS_MAX} items")
-    if _PLAIN.issuperset(map(type, items)):
-        return
-    for position, item in enumerate(items):
-        try:
-            _shaped(item, room - 1)
-        except _Wrong as wrong:
-            raise wrong.inside(f"[{position}]") from None
-
-
-def _json_map(value: Any, _: Any = None) -> Any:
-    if type(value) is not dict:
-        raise _Wrong(f"a map is needed, not {_kind(value)}")
-    _shaped(value, JSON_DEPTH_MAX)
-    return value
-
-
-def _optional(hook: Callable[..., Any]) -> _In:
-    def check(value: Any, _: Any = None) -> Any:
-        return None if value is None else hook(value, None)
-
-    return check
-
-
-def _member_in(kind: type[Enum]) -> _In:
-    carrier = type(next(iter(kind)).value)
-    members = {member.value: member for member in kind}
-
-    def check(value: Any, _: Any = None) -> Any:
-        found = members.get(value) if type(value) is carrier else None
-        if found is None:
-            raise _Wrong(f"not a value of {kind.__name__}")
-        return found
-
-    return check
-
-
-def _member_out(kind: type[Enum]) -> _In:
-    def give(value: Any, _: Any = None) -> Any:
-        if type(value) is not kind:
-            raise _Wrong(f"a {kind.__name__} is needed, not {_kind(value)}")
-        return value.value
-
-    return give
-
-
-def _float_out(check: _In) -> _In:
-    """An int where a float is meant is lawful Python; it leaves as the float it stands for."""
-
-    def give(value: Any, _: Any = None) -> Any:
-        return check(float(value) if type(value) is int and INT_MIN <= value <= INT_MAX else value, None)
-
-    return give
-
-
-def _items(hook: Callable[..., Any], bound: Bound, source: type[Any], target: type[Any]) -> _In:
-    """A list of things: a list on the wire, a tuple in Python."""
-    low = bound.low or 0
-    high = _ITEMS_MAX if bound.high is None else bound.high
-
-    def check(value: Any, _: Any = None) -> Any:
-        if type(value) is not source:
-            raise _Wrong(f"a {source.__name__} is needed, not {_kind(value)}")
-        if not low <= len(value) <= high:
-            raise _Wrong(f"the number of items is not within {low}..{high}")
-        position = -1
-        try:
-            found = []
-            for position, item in enumerate(value):  # noqa: B007 - the handler reads it
-                found.append(hook(item, None))
-            return found if target is list else tuple(found)
-        except _Wrong as wrong:
-            raise wrong.inside(f"[{position}]") from None
-
-    return check
 
 
 # ── classes ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -286,49 +74,49 @@ class _Direction:
         self._inward = inward
         self._detail = detail
         self._converter = Converter(detailed_validation=detail, forbid_extra_keys=detail)
-        self._classes: dict[type[Any], _In] = {}
+        self._classes: dict[type[Any], Check] = {}
 
-    def of_class(self, cls: type[Any]) -> _In:
+    def of_class(self, cls: type[Any]) -> Check:
         found = self._classes.get(cls)
         if found is None:
             made = self._make_in(cls) if self._inward else self._make_out(cls)
             found = self._classes[cls] = made
         return found
 
-    def _hook(self, annotation: Any, bound: Bound) -> _In:
+    def _hook(self, annotation: Any, bound: Bound) -> Check:
         origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
         if origin in (types.UnionType, typing.Union):
             (inner,) = (part for part in parts if part is not type(None))
-            return _optional(self._hook(inner, bound))
+            return optional(self._hook(inner, bound))
         if origin is tuple:
             assert parts[1:] == (...,), annotation
             source, target = (list, tuple) if self._inward else (tuple, list)
-            return _items(self._hook(parts[0], Bound()), bound, source, target)
+            return items_of(self._hook(parts[0], Bound()), bound, source, target)
         if annotation == dict[str, str]:
-            return _texts(bound)
+            return texts(bound)
         if annotation == dict[str, Any]:
-            return _json_map
+            return json_map
         if annotation is int:
-            return _integer(bound)
+            return integer(bound)
         if annotation is float:
-            return _float(bound) if self._inward else _float_out(_float(bound))
+            return floating(bound) if self._inward else float_out(floating(bound))
         if annotation is str:
-            return _sized(str, "text is", bound)
+            return sized(str, "text is", bound)
         if annotation is bytes:
-            return _sized(bytes, "bytes are", bound)
+            return sized(bytes, "bytes are", bound)
         if annotation is bool:
-            return _boolean
+            return boolean
         if isinstance(annotation, type) and issubclass(annotation, Enum):
-            return _member_in(annotation) if self._inward else _member_out(annotation)
+            return member_in(annotation) if self._inward else member_out(annotation)
         assert attrs.has(annotation), f"no rule for fields of type {annotation}"
         return self.of_class(annotation)
 
-    def _hooks(self, cls: type[Any]) -> dict[str, _In]:
+    def _hooks(self, cls: type[Any]) -> dict[str, Check]:
         hints, bounds = typing.get_type_hints(cls), BOUNDS.get(cls, {})
         assert set(bounds) <= {field.name for field in attrs.fields(cls)}, cls
         return {f.name: self._hook(hints[f.name], bounds.get(f.name, Bound())) for f in attrs.fields(cls)}
 
-    def _make_in(self, cls: type[Any]) -> _In:
+    def _make_in(self, cls: type[Any]) -> Check:
         hooks = {name: override(struct_hook=hook) for name, hook in self._hooks(cls).items()}
         # cattrs types its overrides as if they were its own flags
         made: Any = make_dict_structure_fn(cls, self._converter, **hooks)  # type: ignore[arg-type]
@@ -337,14 +125,14 @@ class _Direction:
 
             def quick(value: Any, _: Any = None) -> Any:
                 if type(value) is not dict or len(value) != count:
-                    raise _Wrong("not this class")
+                    raise Wrong("not this class")
                 return made(value, cls)
 
             return quick
 
         def exact(value: Any, _: Any = None) -> Any:
             if type(value) is not dict:
-                raise _Wrong(f"a map is needed, not {_kind(value)}")
+                raise Wrong(f"a map is needed, not {kind_of(value)}")
             try:
                 return made(value, cls)
             except ClassValidationError as group:
@@ -353,17 +141,17 @@ class _Direction:
 
         return exact
 
-    def _make_out(self, cls: type[Any]) -> _In:
+    def _make_out(self, cls: type[Any]) -> Check:
         hooks = self._hooks(cls)
         if self._detail:
 
             def exact(value: Any, _: Any = None) -> Any:
                 if type(value) is not cls:
-                    raise _Wrong(f"a {cls.__name__} is needed, not {_kind(value)}")
+                    raise Wrong(f"a {cls.__name__} is needed, not {kind_of(value)}")
                 for name, hook in hooks.items():
                     try:
                         hook(getattr(value, name), None)
-                    except _Wrong as wrong:
+                    except Wrong as wrong:
                         raise wrong.inside(f".{name}") from None
                 return None
 
@@ -373,25 +161,25 @@ class _Direction:
 
         def quick(value: Any, _: Any = None) -> Any:
             if type(value) is not cls:
-                raise _Wrong("not this class")
+                raise Wrong("not this class")
             return made(value)
 
         return quick
 
 
-def _first(group: ClassValidationError) -> _Wrong:
+def _first(group: ClassValidationError) -> Wrong:
     """The first refusal of a class, with the field it belongs to."""
     error = group.exceptions[0]
     if isinstance(error, ForbiddenExtraKeysError):
-        return _Wrong("unknown field")
+        return Wrong("unknown field")
     field = next(
         (n.name for n in getattr(error, "__notes__", ()) if isinstance(n, AttributeValidationNote)), None
     )
     step = "" if field is None else f".{field}"
-    if isinstance(error, _Wrong):
+    if isinstance(error, Wrong):
         return error.inside(step)
     if isinstance(error, KeyError):
-        return _Wrong("missing", step)
+        return Wrong("missing", step)
     raise error  # a hook raised what no hook raises: ours
 
 
@@ -409,7 +197,7 @@ _RESPONSE_OUT: Final = {r.name: _QUICK_OUT.of_class(r.reply) for r in RULES if r
 _EVENT_OUT: Final = {r.body: (r.name, _QUICK_OUT.of_class(r.body)) for r in RULES if r.reply is None}
 _FAILURE_OUT: Final = _QUICK_OUT.of_class(FailureBody)
 
-_NUMBER: Final = _integer(Bound(low=1))  # of a request
+_NUMBER: Final = integer(Bound(low=1))  # of a request
 
 
 # ── frames in ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -417,7 +205,7 @@ _NUMBER: Final = _integer(Bound(low=1))  # of a request
 
 def _pairs(pairs: list[tuple[Any, Any]]) -> Any:
     found = dict(pairs)
-    return found if len(found) == len(pairs) else _REPEATED
+    return found if len(found) == len(pairs) else REPEATED
 
 
 def _no_extension(code: int, _: Any) -> Any:
@@ -429,6 +217,8 @@ def _unpack(data: bytes) -> Any:
     size = len(data)
     if size > _FRAME_MAX:
         raise LimitExceeded(f"a control frame has {size} bytes; the limit is {_FRAME_MAX}")
+    if not nesting.fits(data):
+        raise MalformedMessage("$", "containers that are too many, too deep, or not whole")
     room = size if size < _ITEMS_MAX else _ITEMS_MAX
     try:
         return msgpack.unpackb(
@@ -475,7 +265,7 @@ def decode(data: bytes) -> Frame:
                     number = frame[1]
                     if type(number) is int and 0 < number <= INT_MAX:
                         return Cancel(number)
-    except (_Wrong, KeyError):
+    except (Wrong, KeyError):
         pass
     raise _explain(frame)
 
@@ -492,7 +282,7 @@ _SHAPES: Final = {
 def _explain(frame: Any) -> MalformedMessage:
     """Why `frame` was refused, found by looking again, slowly."""
     if type(frame) is not list or not frame:
-        return MalformedMessage("$", f"a frame is an array that is not empty, not {_kind(frame)}")
+        return MalformedMessage("$", f"a frame is an array that is not empty, not {kind_of(frame)}")
     kind = frame[0]
     shape = _SHAPES.get(kind) if type(kind) is int else None
     if shape is None:
@@ -503,11 +293,11 @@ def _explain(frame: Any) -> MalformedMessage:
     if "id" in parts:
         try:
             _NUMBER(parts["id"], None)
-        except _Wrong as wrong:
+        except Wrong as wrong:
             return MalformedMessage("$.id", wrong.problem)
     name = parts.get("name", "")
     if type(name) is not str:
-        return MalformedMessage("$.name", f"text is needed, not {_kind(name)}")
+        return MalformedMessage("$.name", f"text is needed, not {kind_of(name)}")
     rule = RULE_BY_NAME.get(name)
     if rule is None:
         return MalformedMessage("$.name", "not the name of a message")
@@ -525,7 +315,7 @@ def _explain(frame: Any) -> MalformedMessage:
             return other
     try:
         _EXACT_IN.of_class(cls)(parts[place], None)
-    except _Wrong as wrong:
+    except Wrong as wrong:
         return MalformedMessage(f"$.{place}{wrong.path}", wrong.problem)
     raise AssertionError("the quick and the exact decoder disagree")
 
@@ -553,9 +343,9 @@ def encode(frame: Frame) -> bytes:
     is no message.
     """
     try:
-        parts = _parts(frame)
+        parts = plain(frame)
         data: bytes = msgpack.Packer(use_bin_type=True, strict_types=True).pack(parts)
-    except (_Wrong, KeyError):
+    except (Wrong, KeyError):
         raise _explain_out(frame) from None
     except UnicodeEncodeError:
         raise Unsupported(
@@ -566,7 +356,8 @@ def encode(frame: Frame) -> bytes:
     return data
 
 
-def _parts(frame: Frame) -> list[Any]:
+def plain(frame: Frame) -> list[Any]:
+    """The msgpack value of `frame`: lists, maps, text, numbers, bytes. For whoever writes frames down."""
     if isinstance(frame, Request):
         name, hook = _REQUEST_OUT[type(frame.body)]
         return [REQUEST, _NUMBER(frame.id, None), name, hook(frame.body, None)]
@@ -577,7 +368,7 @@ def _parts(frame: Frame) -> list[Any]:
         return [EVENT, name, hook(frame.body, None)]
     if isinstance(frame, Failure):
         if frame.name not in _RESPONSE_OUT:
-            raise _Wrong("not a request")
+            raise Wrong("not a request")
         return [FAILURE, _NUMBER(frame.id, None), frame.name, _FAILURE_OUT(frame.failure, None)]
     return [CANCEL, _NUMBER(frame.id, None)]
 
@@ -588,10 +379,10 @@ def _explain_out(frame: Frame) -> Unsupported:
         if not isinstance(frame, Event):
             try:
                 _NUMBER(frame.id, None)
-            except _Wrong as wrong:
+            except Wrong as wrong:
                 raise wrong.inside(".id") from None
         if isinstance(frame, Failure | Response) and frame.name not in _RESPONSE_OUT:
-            raise _Wrong("not the name of a request", ".name")
+            raise Wrong("not the name of a request", ".name")
         value: Any
         cls: type[Any]
         if isinstance(frame, Failure):
@@ -604,12 +395,12 @@ def _explain_out(frame: Frame) -> Unsupported:
             rule = RULE_BY_BODY.get(cls)
             if rule is None or rule.is_request is not isinstance(frame, Request):
                 word = "a request" if isinstance(frame, Request) else "an event"
-                raise _Wrong(f"{cls.__name__} is not {word}", place)
+                raise Wrong(f"{cls.__name__} is not {word}", place)
         try:
             _EXACT_OUT.of_class(cls)(value, None)
-        except _Wrong as wrong:
+        except Wrong as wrong:
             raise wrong.inside(place) from None
-    except _Wrong as wrong:
+    except Wrong as wrong:
         return Unsupported(f"cannot be sent: ${wrong.path}: {wrong.problem}")
     raise AssertionError("the quick and the exact encoder disagree")
 
