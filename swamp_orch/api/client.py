@@ -1,0 +1,407 @@
+"""A client's session with a running orchestrator, over its unix socket or TCP, and the choice of who does
+the work.
+
+Rules
+- A call is `POST /client/v1/<name>` with a JSON object; an answer is JSON, a stream is NDJSON, one object a
+  line (empty lines only keep the link alive). Errors `{"error", "code", "hint"?}` come back as the
+  `SwampError` with that code.
+- Nobody there is `NotConnected`, with the command that helps. A held serve lock whose socket does not
+  answer is an error, never a silent fallback to working in process: two writers of one run would be worse
+  than a failed command.
+- Safe from several threads: every request has its own connection while it lasts; finished ones are kept for
+  the next.
+- Only the standard library, imported late: this is on the start-up path of every command.
+
+Knows nothing of what the calls mean; that is `swamp_orch.api.interface`.
+"""
+
+import errno
+import json
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from swamp_proto import errors as tree
+from swamp_proto.errors import Broken, NotConnected, RefusalCode, Refused, SwampError, UsageError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from swamp_orch.api.interface import Session
+    from swamp_orch.definitions.repository import Repository
+
+PATH: Final = "/client/v1/"
+CONNECT_S: Final = 10.0  # one attempt to reach an orchestrator
+ANSWER_S: Final = 300.0  # one answer; calls that last longer are streams
+STARTING_S: Final = 5.0  # a serve that holds the lock may take this long until its socket answers
+IDLE_CONNECTIONS_MAX: Final = 4
+
+ERRORS: Final[Mapping[str, type[SwampError]]] = {
+    kind.code: kind
+    for kind in (
+        tree.UsageError,
+        tree.LocalError,
+        tree.InvalidDefinition,
+        tree.NotFound,
+        tree.AlreadyExists,
+        tree.Conflict,
+        tree.Unsupported,
+        tree.OperationFailed,
+        tree.RemoteError,
+        tree.UnlawfulMessage,
+        tree.LimitExceeded,
+        tree.NotConnected,
+        tree.Interrupted,
+        tree.Broken,
+    )
+}
+"""Code of an error document -> the class it came from (refusals and malformed messages aside)."""
+
+
+def error_from(document: Any, status: int) -> SwampError:
+    """The error an orchestrator answered, as the class that has its exit code."""
+    if not isinstance(document, dict) or not isinstance(document.get("error"), str):
+        return Broken(f"the orchestrator answered HTTP {status} without an error document")
+    code, message, hint = str(document.get("code", "error")), document["error"], document.get("hint")
+    if code in ERRORS:
+        return ERRORS[code](message, hint=hint, code=code)
+    if code in RefusalCode._value2member_map_:
+        return Refused(RefusalCode(code), message, hint=hint)
+    return SwampError(message, hint=hint, code=code)
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=CONNECT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.settimeout(CONNECT_S)
+            self.sock.connect(str(self._path))
+        except BaseException:
+            self.sock.close()
+            raise
+
+
+def _keep_alive(link: socket.socket) -> None:
+    """A watched run may be silent for hours; the kernel tells us when the other machine is gone."""
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, option):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+class HttpSession:
+    """A `Session` over HTTP/1.1. `dial` makes an unopened connection; `where` is for people."""
+
+    def __init__(
+        self,
+        dial: Callable[[], HTTPConnection],
+        where: str,
+        *,
+        credential: str | None = None,
+        hint: str = "is it running? start it with: swamp serve",
+    ) -> None:
+        self.where = where
+        self._dial = dial
+        self._hint = hint
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json, application/x-ndjson",
+        }
+        if credential is not None:
+            self._headers["Authorization"] = f"Bearer {credential}"
+        self._idle: list[HTTPConnection] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def unix(cls, path: Path) -> "HttpSession":
+        """Over the unix socket of a local orchestrator; needs no credential."""
+        return cls(lambda: _UnixConnection(path), str(path))
+
+    @classmethod
+    def tcp(cls, url: str, *, credential: str | None = None, ca_cert: str | None = None) -> "HttpSession":
+        """To an http, https, ws or wss URL. `ca_cert` is a PEM file trusted instead of the system's."""
+        scheme, host, port = server_address(url)
+        if scheme == "https":
+            context = _tls(ca_cert)
+
+            def dial() -> HTTPConnection:
+                from http.client import HTTPSConnection
+
+                return HTTPSConnection(host, port, timeout=CONNECT_S, context=context)
+        else:
+
+            def dial() -> HTTPConnection:
+                return HTTPConnection(host, port, timeout=CONNECT_S)
+
+        return cls(
+            dial,
+            url,
+            credential=credential,
+            hint="check the address and that `swamp serve` runs there, or unset --server/SWAMP_SERVE_URL",
+        )
+
+    def call(self, name: str, /, **parameters: Any) -> Any:
+        """One JSON answer. Raises the orchestrator's error, `NotConnected`, `Broken` for a failed link."""
+        connection, response = self._request(name, parameters, ANSWER_S)
+        try:
+            body = response.read()
+        except (OSError, HTTPException) as problem:
+            connection.close()
+            raise self._lost(problem) from problem
+        self._release(connection, response)
+        document = self._parsed(body)
+        if response.status != 200:
+            raise error_from(document, response.status)
+        return document
+
+    def stream(self, name: str, /, **parameters: Any) -> Iterator[dict[str, Any]]:
+        """JSON objects as they come, until the stream ends. A link that breaks is `Broken`."""
+        connection, response = self._request(name, parameters, None)
+        done = False
+        try:
+            if response.status != 200:
+                body = response.read()
+                done = True
+                raise error_from(self._parsed(body), response.status)
+            while line := response.readline():
+                if line.strip():
+                    event = self._parsed(line)
+                    if not isinstance(event, dict):
+                        raise Broken(f"{self.where} sent something that is not an event")
+                    if "error" in event and "code" in event and "kind" not in event:
+                        raise error_from(event, response.status)
+                    yield event
+            done = True
+        except (OSError, HTTPException) as problem:
+            raise self._lost(problem) from problem
+        finally:
+            if done:
+                self._release(connection, response)
+            else:
+                connection.close()
+
+    def probe(self) -> None:
+        """Connect, and keep the connection for the first call. Raises `NotConnected`."""
+        connection = self._connected()
+        with self._lock:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    # ── one request ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _request(
+        self, name: str, parameters: Mapping[str, Any], timeout_s: float | None
+    ) -> tuple[HTTPConnection, HTTPResponse]:
+        body = json.dumps(parameters).encode()
+        connection = self._reusable() or self._connected()
+        try:
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout_s)
+            connection.request("POST", PATH + name, body, self._headers)
+            return connection, connection.getresponse()
+        except (OSError, HTTPException) as problem:
+            connection.close()
+            raise self._lost(problem) from problem
+
+    def _reusable(self) -> HTTPConnection | None:
+        """A kept connection that the other side has not closed: no request is sent into a dead one."""
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                connection = self._idle.pop()
+            if connection.sock is not None and not select.select([connection.sock], [], [], 0)[0]:
+                return connection
+            connection.close()
+
+    def _connected(self) -> HTTPConnection:
+        connection = self._dial()
+        try:
+            connection.connect()
+            if connection.sock.family != socket.AF_UNIX:
+                _keep_alive(connection.sock)
+        except (OSError, HTTPException) as problem:
+            connection.close()
+            raise self._unreachable(problem) from problem
+        return connection
+
+    def _release(self, connection: HTTPConnection, response: HTTPResponse) -> None:
+        with self._lock:
+            if not self._closed and not response.will_close and len(self._idle) < IDLE_CONNECTIONS_MAX:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _parsed(self, body: bytes) -> Any:
+        try:
+            return json.loads(body)
+        except ValueError as problem:
+            raise Broken(
+                f"{self.where} answered something that is not JSON; is it a swamp orchestrator?",
+                hint="check --server/SWAMP_SERVE_URL",
+            ) from problem
+
+    def _unreachable(self, problem: Exception) -> NotConnected:
+        return NotConnected(
+            f"cannot reach the orchestrator at {self.where}: {reason(problem)}", hint=self._hint
+        )
+
+    def _lost(self, problem: Exception) -> SwampError:
+        if isinstance(problem, TimeoutError):
+            return Broken(
+                f"the orchestrator at {self.where} did not answer in time",
+                hint="see its log; the work may go on",
+            )
+        return Broken(f"lost the connection to the orchestrator at {self.where}: {reason(problem)}")
+
+
+def reason(problem: Exception) -> str:
+    """What an exception of the network says, in words: `connection refused`, `certificate has expired`."""
+    verified = getattr(problem, "verify_message", "")
+    if verified:
+        return f"TLS: {verified}"
+    if isinstance(problem, TimeoutError):
+        return "no answer in time"
+    if isinstance(problem, socket.gaierror):
+        return "the host name is not known"
+    text = getattr(problem, "strerror", None) or str(problem) or type(problem).__name__
+    return str(text)[:1].lower() + str(text)[1:]
+
+
+def server_address(url: str) -> tuple[str, str, int]:
+    """`ws://h:p` -> `("http", "h", p)`. Raises `UsageError`."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as problem:
+        raise UsageError(f"'{url}' is not a URL: {problem}") from problem
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("http", "https") or not parts.hostname:
+        raise UsageError(
+            f"the server URL must start with ws://, wss://, http:// or https:// (got '{url}')",
+            hint="for example: --server ws://localhost:9090",
+        )
+    if parts.username is not None or parts.password is not None:
+        raise UsageError("the server URL must not contain a credential", hint="set SWAMP_SERVER_TOKEN")
+    return scheme, parts.hostname, port or (443 if scheme == "https" else 80)
+
+
+def _tls(ca_cert: str | None) -> "ssl.SSLContext":
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=ca_cert)
+    except (OSError, ssl.SSLError) as problem:
+        raise UsageError(f"cannot use {ca_cert} as CA certificates: {reason(problem)}") from problem
+
+
+# ── who does the work ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def serve_holds(repository: "Repository") -> bool:
+    """Whether a live `swamp serve` holds this repository. The lock counts: a pid file may be stale."""
+    import fcntl
+
+    try:
+        handle = os.open(repository.serve_lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as problem:
+        raise Broken(f"cannot read {repository.serve_lock}: {reason(problem)}") from problem
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as problem:
+        if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return True
+        raise Broken(f"cannot test {repository.serve_lock}: {reason(problem)}") from problem
+    finally:
+        os.close(handle)
+    return False
+
+
+def holder(repository: "Repository") -> Mapping[str, Any]:
+    """What the running serve wrote about itself (`pid`, `url`, …); empty when there is nothing readable."""
+    try:
+        found = json.loads(repository.serve_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def local_session(repository: "Repository") -> "Session":
+    """The orchestrator that runs for this repository, else this process."""
+    deadline = time.monotonic() + STARTING_S
+    while serve_holds(repository):
+        path = repository.socket_path()
+        session = HttpSession.unix(path)
+        try:
+            session.probe()
+        except NotConnected as problem:
+            if time.monotonic() < deadline:
+                time.sleep(
+                    0.05
+                )  # it holds the lock and is starting or stopping: look again until the deadline
+                continue
+            pid = holder(repository).get("pid", "unknown")
+            raise NotConnected(
+                f"swamp serve (pid {pid}) holds this repository but does not answer: {problem.message}",
+                hint="wait for it to finish, or stop that process; nothing was done",
+            ) from problem
+        return session
+    from swamp_orch.api.inprocess import InProcessSession
+
+    return InProcessSession(repository)
+
+
+def open_session(
+    repository: "Repository | None",
+    server_url: str | None = None,
+    *,
+    credential: str | None = None,
+    ca_cert: str | None = None,
+) -> "Session":
+    """The session of one command: `server_url`, else the orchestrator of the repository, else in process.
+
+    `credential` is the bearer token for TCP (`--server-token`, `SWAMP_SERVER_TOKEN`); without one, the
+    credential file that the repository's own orchestrator left is used, if there is one. Raises
+    `NotConnected`, `UsageError`.
+    """
+    if server_url is None:
+        if repository is None:
+            raise UsageError(
+                "neither a repository nor a server", hint="run: swamp repo init, or pass --server <url>"
+            )
+        return local_session(repository)
+    if credential is None and repository is not None and is_own(repository, server_url):
+        try:
+            credential = repository.credential_file.read_text().strip() or None
+        except OSError:
+            credential = None
+    return HttpSession.tcp(server_url, credential=credential, ca_cert=ca_cert)
+
+
+def is_own(repository: "Repository", url: str) -> bool:
+    """Whether `url` is this machine's orchestrator of `repository`: its credential goes nowhere else."""
+    _, host, port = server_address(url)
+    mine = holder(repository)
+    if mine.get("port") != port:
+        return False
+    return host in ("localhost", "127.0.0.1", "::1", str(mine.get("host", "127.0.0.1")))

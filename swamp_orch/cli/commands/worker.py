@@ -1,0 +1,236 @@
+"""`swamp worker`: enrollment tokens, the pool, the queue. `connect` itself is the worker package's."""
+
+from typing import Any
+
+import click
+
+from swamp_orch.cli import console
+from swamp_orch.cli.durations import lifetime_ms
+from swamp_orch.cli.groups import Command, argument, command, option
+from swamp_orch.cli.invocation import Invocation
+from swamp_proto.errors import UsageError
+
+
+@command(
+    "create",
+    argument("name"),
+    option(
+        "--duration",
+        required=True,
+        metavar="DURATION",
+        help="Lifetime: 30m, 1h, 24h, 7d, 1mo. A hard deadline.",
+    ),
+    option(
+        "--vault",
+        kind="vault",
+        metavar="VAULT",
+        help="Vault that stores the plaintext. Default: the sole one.",
+    ),
+    option(
+        "--max-enrollments", metavar="N", help='Machines it may bind: a number or "unlimited". Default: 1.'
+    ),
+    help="Mint a named enrollment token. The plaintext is shown exactly once.",
+)
+def token_create(
+    invocation: Invocation, name: str, duration: str, vault: str | None, max_enrollments: str | None
+) -> None:
+    allowance: Any = None
+    if max_enrollments is not None:
+        if max_enrollments != "unlimited" and not (
+            max_enrollments.isascii() and max_enrollments.isdigit() and int(max_enrollments) > 0
+        ):
+            raise UsageError(
+                f'Invalid --max-enrollments value "{max_enrollments}": '
+                'must be a positive integer or "unlimited"'
+            )
+        allowance = max_enrollments if max_enrollments == "unlimited" else int(max_enrollments)
+    made = invocation.call(
+        "token.create", name=name, durationMs=lifetime_ms(duration), vault=vault, maxEnrollments=allowance
+    )
+    if invocation.json:
+        invocation.document(made)
+        return
+    reference = made["vaultRef"]
+    print(f"Token: {made['name']}")
+    print(f"Expires: {made['expiresAt']}")
+    if made.get("maxEnrollments", 1) != 1:
+        print(f"Max enrollments: {made['maxEnrollments']}")
+    print(f"Vault: {reference['vaultName']} (key {reference['secretKey']})")
+    print(f"\n  {made['token']}\n")
+    print("This token is shown once and will not be displayed again — store it now.")
+
+
+def _bound(token: dict[str, Any]) -> str:
+    bindings = token.get("bindings") or []
+    most = token.get("maxEnrollments", 1)
+    if most != 1:
+        return f"{token.get('bindingCount', len(bindings))} / {most}"
+    return bindings[0]["machineId"] if bindings else "-"
+
+
+@command("list", help="List enrollment tokens with their effective state, expiry and bound machine.")
+def token_list(invocation: Invocation) -> None:
+    tokens = invocation.call("token.list")
+    if invocation.json:
+        invocation.document(tokens)
+        return
+    if not tokens:
+        print("No enrollment tokens found.")
+        print("Mint one with: swamp worker token create <name> --duration 24h")
+        return
+    rows = [(t["name"], t["effectiveState"], t["expiresAt"], _bound(t)) for t in tokens]
+    invocation.lines(
+        *console.table(
+            ("NAME", "STATE", "EXPIRES", "BOUND MACHINE"),
+            rows,
+            color=invocation.color,
+            styled={1: console.STATE_STYLES},
+        )
+    )
+
+
+@command(
+    "revoke", argument("name", kind="token"), help="Invalidate a token; its workers are cut off at once."
+)
+def token_revoke(invocation: Invocation, name: str) -> None:
+    done = invocation.call("token.revoke", name=name)
+    if invocation.json:
+        invocation.document(done)
+    elif done.get("alreadyRevoked"):
+        print(f"Token {name} was already revoked.")
+    else:
+        print(f"{console.paint('✓', 'green', invocation.color)} Token {name} revoked.")
+        if done.get("revokedAt"):
+            print(f"Revoked at: {done['revokedAt']}")
+
+
+@command(
+    "renew",
+    argument("name", kind="token"),
+    option(
+        "--duration", required=True, metavar="DURATION", help="New lifetime, counted from now: 1h, 7d, 1mo."
+    ),
+    help="Extend a live token without touching the machine it is bound to.",
+)
+def token_renew(invocation: Invocation, name: str, duration: str) -> None:
+    done = invocation.call("token.renew", name=name, durationMs=lifetime_ms(duration))
+    if invocation.json:
+        invocation.document(done)
+    else:
+        print(f"{console.paint('✓', 'green', invocation.color)} Token {name} renewed.")
+        print(f"Expires: {done['expiresAt']}")
+
+
+@command(
+    "list",
+    option("--all", "show_all", is_flag=True, help="Also disconnected workers."),
+    help="List the workers of the pool: status, slots, labels, platform, last seen.",
+)
+def list_workers(invocation: Invocation, show_all: bool) -> None:
+    found = invocation.call("worker.list", all=show_all)
+    if invocation.json:
+        invocation.document(found)
+        return
+    workers, hidden = found["workers"], found.get("filteredDisconnectedCount", 0)
+    footer = f"{hidden} disconnected worker(s) hidden — use 'swamp worker list --all' to show all."
+    if not workers:
+        if hidden:
+            invocation.lines("No connected workers found.", footer)
+            return
+        print("No workers found.")
+        print("Workers appear here after enrolling with: swamp worker token create <name> --duration 24h")
+        return
+    rows = []
+    for w in workers:
+        labels = ",".join(f"{k}={v}" for k, v in sorted(w.get("labels", {}).items())) or "-"
+        slots = f"{len(w.get('activeDispatchIds', []))}/{w.get('capacity', 1)}"
+        place = f"{w.get('platform', '-')}/{w.get('arch', '-')}"
+        rows.append((w["name"], w["status"], slots, labels, place, w.get("lastSeenAt") or "-"))
+    invocation.lines(
+        *console.table(
+            ("NAME", "STATUS", "SLOTS", "LABELS", "PLATFORM/ARCH", "LAST SEEN"),
+            rows,
+            color=invocation.color,
+            styled={1: console.STATE_STYLES},
+        )
+    )
+    if hidden:
+        print(footer)
+
+
+@command(
+    "queue",
+    option("--explain", is_flag=True, help="Say for each waiting step why each worker was refused."),
+    help="List the steps that wait for a worker, oldest first.",
+)
+def queue(invocation: Invocation, explain: bool) -> None:
+    found = invocation.call("worker.queue", explain=explain or None)
+    if invocation.json:
+        invocation.document(found)
+        return
+    waiting = found.get("queue", []) if isinstance(found, dict) else found
+    if not waiting:
+        print("No steps are currently queued.")
+        return
+    rows = [
+        (
+            w.get("requirement", "any worker"),
+            w.get("stepName") or f"{w.get('modelType')}.{w.get('methodName')}",
+            w.get("modelName") or w.get("modelType", "-"),
+            w.get("queuedAt", "-"),
+            console.age(w.get("ageMs")),
+        )
+        for w in waiting
+    ]
+    headers = ("REQUIREMENT", "STEP", "MODEL", "QUEUED AT", "AGE")
+    if not explain:
+        invocation.lines(*console.table(headers, rows, color=invocation.color))
+        return
+    lines = console.table(headers, rows, color=invocation.color)
+    print(lines[0])
+    for line, step in zip(lines[1:], waiting, strict=True):
+        print(line)
+        if step.get("reason"):
+            print(f"  {step['reason']}")
+        for refused in step.get("workers", step.get("explain", [])) or []:
+            text = f"{refused['worker']}: {refused['reason']}" if isinstance(refused, dict) else str(refused)
+            print(f"  {text}")
+
+
+def _draining(invocation: Invocation, name: str, draining: bool, reason: str | None) -> None:
+    done = invocation.call("worker.drain", name=name, draining=draining, reason=reason)
+    if invocation.json:
+        invocation.document(done)
+    elif draining:
+        print(
+            f"{console.paint('✓', 'green', invocation.color)} Worker {name} is draining: it gets nothing new."
+        )
+    else:
+        print(f"{console.paint('✓', 'green', invocation.color)} Worker {name} takes work again.")
+
+
+@command(
+    "drain",
+    argument("name", kind="worker"),
+    option("--reason", metavar="TEXT", help="Why; shown where the worker is."),
+    help="Give a worker nothing new; what it runs is finished. Holds until `undrain`.",
+)
+def drain(invocation: Invocation, name: str, reason: str | None) -> None:
+    _draining(invocation, name, True, reason)
+
+
+@command("undrain", argument("name", kind="worker"), help="Give a drained worker work again.")
+def undrain(invocation: Invocation, name: str) -> None:
+    _draining(invocation, name, False, None)
+
+
+def __getattr__(name: str) -> Any:
+    """`connect` is imported when typed: the worker's command with the global flags added."""
+    if name != "connect":
+        raise AttributeError(name)
+    from swamp_worker.cli import connect as theirs
+
+    assert isinstance(theirs, click.Command)
+    return Command(
+        "connect", params=list(theirs.params), callback=theirs.callback, help=theirs.help, connects=False
+    )
