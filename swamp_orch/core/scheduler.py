@@ -121,6 +121,7 @@ class Scheduler:
         self._lengths: dict[Requirement, int] = {}  # steps waiting, for queues that have any
         self._idle: dict[Requirement, None] = {}  # queues nobody waits in, least recently used first
         self._instances: dict[str, str] = {}  # instance -> worker name
+        self._labelled: dict[tuple[str, str], dict[str, None]] = {}  # label -> names of workers that have it
         self._pins: dict[str, str] = {}  # affinity key -> worker name
         self._groups: dict[str, dict[str, None]] = {}  # affinity key -> waiting steps, while not pinned
         self._candidates: dict[Requirement, None] = {}  # queues whose head may have become placeable
@@ -174,6 +175,7 @@ class Scheduler:
         if before is None or before.instance != worker.instance:
             self._renamed(worker.name, None if before is None else before.instance, worker.instance)
         if before is None or _facts(before) != _facts(worker):
+            self._relabel(worker.name, {} if before is None else before.labels, worker.labels)
             self._rematch(worker)
         self._gained(worker.name)
 
@@ -185,6 +187,7 @@ class Scheduler:
         self.pool.drop(name)
         for requirement in self._of_worker.pop(name, {}):
             self._queues[requirement].matching.pop(name, None)
+        self._relabel(name, worker.labels, {})
         self._renamed(name, worker.instance, None)
 
     def release(self, holder: str, now_s: float) -> None:
@@ -276,7 +279,11 @@ class Scheduler:
 
     def _catch_up(self, queue: _Queue) -> None:
         """Add what changed in the pool since this queue looked last."""
-        for name, member in self.pool.changed_since(queue.seen):
+        if queue.seen:
+            changed = self.pool.changed_since(queue.seen)
+        else:  # it never looked: what satisfies it is less than all that ever changed
+            changed = ((name, self.pool.member(name)) for name in queue.matching)
+        for name, member in changed:
             free = member.free
             if free and name in queue.matching:
                 heappush(queue.best, (-free, member.idle_since, name, member.stamp))
@@ -342,11 +349,20 @@ class Scheduler:
         return queue
 
     def _possible(self, requirement: Requirement) -> Iterator[tuple[str, Member]]:
-        if requirement.pinned is None and requirement.target is None:
+        """Few workers that include all that satisfy the requirement."""
+        names: Iterable[str]
+        if requirement.target is not None:
+            name = self._resolve(requirement.target)
+            names = () if name is None else (name,)
+        elif requirement.pinned is not None:
+            names = (requirement.pinned,) if requirement.pinned in self.pool else ()
+        elif requirement.labels:
+            sets: list[dict[str, None]] = [self._labelled.get(label, {}) for label in requirement.labels]
+            names = min(sets, key=len)
+        else:
             yield from self.pool.members()
             return
-        name = requirement.pinned if requirement.target is None else self._resolve(requirement.target)
-        if name is not None and name in self.pool:
+        for name in names:
             yield name, self.pool.member(name)
 
     def _match(self, queue: _Queue, name: str, member: Member) -> None:
@@ -364,6 +380,15 @@ class Scheduler:
         member = self.pool.member(worker.name)
         for queue in self._queues.values():
             self._match(queue, worker.name, member)
+
+    def _relabel(self, name: str, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        for label in before.items():
+            having = self._labelled[label]
+            having.pop(name, None)
+            if not having:
+                del self._labelled[label]
+        for label in after.items():
+            self._labelled.setdefault(label, {})[name] = None
 
     def _renamed(self, name: str, before: str | None, after: str | None) -> None:
         """Instance ids come first when a target is one, so their coming and going changes what a target
