@@ -26,7 +26,7 @@ class Call:
     live: bool = False  # meaningful only inside `swamp serve`
 
 
-def _call(name: str, summary: str, *, streams: bool = False, role: str = "read", live: bool = False, **parameters: str) -> Call:
+def _call(name: str, summary: str, /, *, streams: bool = False, role: str = "read", live: bool = False, **parameters: str) -> Call:
     """`string` is required, `string?` optional."""
     return Call(
         name,
