@@ -49,7 +49,7 @@ from swamp_proto.checks import (
     texts,
 )
 from swamp_proto.envelope import Cancel, Event, Failure, FailureBody, Frame, Request, Response
-from swamp_proto.errors import LimitExceeded, MalformedMessage, Unsupported, VersionMismatch
+from swamp_proto.errors import Bug, LimitExceeded, MalformedMessage, Unsupported, VersionMismatch
 from swamp_proto.messages import RULE_BY_BODY, RULE_BY_NAME, RULES
 from swamp_proto.messages.bounds import BOUNDS, Bound
 from swamp_proto.version import PROTOCOL_VERSION, SWAMP_VERSION, is_version
@@ -60,6 +60,7 @@ FAILURE: Final = 2
 EVENT: Final = 3
 CANCEL: Final = 4
 
+UNEXPLAINED: Final = "refused at first sight, and not at second"  # never; the fuzz target looks for it
 _FRAME_MAX: Final = limits.CONTROL_FRAME_MAX
 _ITEMS_MAX: Final = limits.FRAME_ITEMS_MAX
 
@@ -317,7 +318,7 @@ def _explain(frame: Any) -> MalformedMessage:
         _EXACT_IN.of_class(cls)(parts[place], None)
     except Wrong as wrong:
         return MalformedMessage(f"$.{place}{wrong.path}", wrong.problem)
-    raise AssertionError("the quick and the exact decoder disagree")
+    return MalformedMessage(f"$.{place}", UNEXPLAINED)
 
 
 def _other_version(request: int, body: Any) -> VersionMismatch | None:
@@ -348,9 +349,7 @@ def encode(frame: Frame) -> bytes:
     except (Wrong, KeyError):
         raise _explain_out(frame) from None
     except UnicodeEncodeError:
-        raise Unsupported(
-            f"cannot be sent: text that is not Unicode at ${_not_unicode(parts) or ''}"
-        ) from None
+        raise Unsupported(f"cannot be sent: ${_not_unicode(frame)}: text that is not Unicode") from None
     if len(data) > _FRAME_MAX:
         raise LimitExceeded(f"a control frame would have {len(data)} bytes; the limit is {_FRAME_MAX}")
     return data
@@ -402,24 +401,26 @@ def _explain_out(frame: Frame) -> Unsupported:
             raise wrong.inside(place) from None
     except Wrong as wrong:
         return Unsupported(f"cannot be sent: ${wrong.path}: {wrong.problem}")
-    raise AssertionError("the quick and the exact encoder disagree")
+    raise Bug("the quick and the exact encoder disagree")
 
 
 def _not_unicode(value: Any) -> str | None:
-    """The path of the first text in `value` that UTF-8 cannot express (a lone surrogate)."""
+    """The path below `value` of the first text that UTF-8 cannot express (a lone surrogate)."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
             return ""
         return None
-    children: Any = ()
-    if isinstance(value, list):
-        children = enumerate(value)
+    children: list[tuple[str, Any]] = []
+    if attrs.has(type(value)):
+        children = [(f".{field.name}", getattr(value, field.name)) for field in attrs.fields(type(value))]
+    elif isinstance(value, list | tuple):
+        children = [(f"[{position}]", item) for position, item in enumerate(value)]
     elif isinstance(value, dict):
-        children = enumerate(part for item in value.items() for part in item)
-    for position, child in children:
-        found = _not_unicode(child)
-        if found is not None:
-            return f"[{position // 2 if isinstance(value, dict) else position}]{found}"
+        children = [(f"[{position}]", part) for position, item in enumerate(value.items()) for part in item]
+    for step, child in children:
+        below = _not_unicode(child)
+        if below is not None:
+            return step + below
     return None

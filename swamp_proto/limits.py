@@ -99,6 +99,7 @@ LOG_BATCH_BYTES_MAX: Final = 256 * KIB
 LOG_SPOOL_MAX: Final = 256 * MIB  # per worker
 COMPLETION_OUTPUTS_MAX: Final = 3 * MIB  # outputs in one completion frame; larger ones are staged
 SHELL_VALUE_MAX: Final = 100 * KIB  # one expression value handed to a shell
+SHELL_VALUES_MAX: Final = 1 * MIB  # all of them for one shell text; the system's own limit is about 2 MiB
 
 # ── store ───────────────────────────────────────────────────────────────────────────────────────────────────
 INLINE_CONTENT_MAX: Final = 32 * KIB  # larger content becomes a blob file
