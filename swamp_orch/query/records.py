@@ -77,7 +77,7 @@ def document(row: Row) -> dict[str, Any]:
     empty."""
     (identity, name, version, latest, created, tags, model, model_id, model_type, spec, kind, content_type,
      lifetime, owner_type, streaming, size, owner_ref, run, workflow, job, step, source, outcome, deleted,
-     attributes) = row  # fmt: skip
+     attributes, *_) = row  # fmt: skip
     content = decode_attributes(attributes)
     return {
         "id": identity,
