@@ -1,0 +1,1 @@
+"""One application interface; in process and over the wire."""

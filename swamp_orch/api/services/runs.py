@@ -1,0 +1,234 @@
+"""`run.*` and `output.*`: runs and method executions as their records tell them.
+
+An *output* is one execution of a method: one dispatch, whatever run it belonged to. Live runs are shown by the engine; what is
+here works on the records alone, in any process.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from swamp_orch.definitions.repository import Repository
+from swamp_orch.store.bookkeeping import INFRASTRUCTURE_TYPES, RUN_RECORD, WORKFLOW_RUN, from_iso
+from swamp_orch.store.interface import Comparison, Record, Selection, Store, Term
+from swamp_proto.errors import NotFound
+
+LIST_LIMIT: Final = 50
+PREFIX_LENGTH_MIN: Final = 8  # of a run's or execution's id
+
+
+class RunService:
+    def __init__(self, repository: Repository, store: Store) -> None:
+        self._repository = repository
+        self._store = store
+
+    def handlers(self) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+        return {
+            "run.get": lambda parameters: self.document(parameters["runId"]),
+            "run.list": self._list,
+            "run.logs": self._logs,
+            "output.get": lambda parameters: self._output(self._execution(parameters["id"])),
+            "output.search": self._outputs,
+            "output.logs": self._output_logs,
+        }
+
+    # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def document(self, run_id: str) -> dict[str, Any]:
+        """The run document, in the shape `run_ended` carries it."""
+        run = self._run(run_id)
+        attributes = self._read(run)
+        steps = self._steps(run.model_id)
+        by_job: dict[str, list[dict[str, Any]]] = {}
+        made = self._made(run.model_id)
+        for step in steps:
+            by_job.setdefault(step["job"], []).append(_step_document(step, made.get(step.get("dispatchId", ""), [])))
+        found: dict[str, Any] = {
+            "id": run.model_id,
+            "kind": attributes["kind"],
+            "workflowId": attributes["workflowId"],
+            "workflowName": attributes["workflowName"],
+            "inputs": attributes["inputs"],
+            "status": attributes["status"],
+            "startedAt": attributes["startedAt"],
+            "completedAt": attributes.get("endedAt"),
+            "duration": attributes.get("durationMs", 0),
+            "counts": attributes.get("counts") or _counts(steps),
+            "jobs": [{"name": name, "status": _job_status(rows), "duration": 0, "steps": rows} for name, rows in by_job.items()],
+        }
+        found.update((key, attributes[key]) for key in ("error", "failedStep") if key in attributes)
+        return found
+
+    def _list(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        terms = [Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("run",))]
+        if parameters.get("workflow"):
+            terms.append(Term("modelName", Comparison.EQ, (parameters["workflow"],)))
+        if parameters.get("active"):
+            terms.append(Term("attributes.status", Comparison.EQ, ("running",)))
+        limit = parameters.get("limit") or LIST_LIMIT
+        selection = Selection(tuple(terms))
+        runs = []
+        for record in self._store.select(selection, limit=limit, newest_first=True):
+            attributes = self._read(record)
+            row = {
+                "runId": record.model_id,
+                "kind": attributes["kind"],
+                "workflowName": attributes["workflowName"],
+                "workflowId": attributes["workflowId"],
+                "status": attributes["status"],
+                "startedAt": attributes["startedAt"],
+                "completedAt": attributes.get("endedAt"),
+                "duration": attributes.get("durationMs"),
+                "counts": attributes.get("counts"),
+                "tags": attributes["tags"],
+            }
+            row.update((key, attributes[key]) for key in ("error", "failedStep") if key in attributes)
+            runs.append(row)
+        return {"runs": runs, "total": len(runs)}
+
+    def _logs(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        run = self._run(parameters["runId"])
+        lines: list[dict[str, Any]] = []
+        for record in self._of_run(run.model_id, "log"):
+            text = self._text(record)
+            lines += [{"job": record.owner.job, "step": record.owner.step, "line": line} for line in text.splitlines()]
+        return {"runId": run.model_id, "lines": _tail(lines, parameters), "lineCount": len(lines)}
+
+    def _run(self, run_id: str) -> Record:
+        record = self._store.latest(run_id, RUN_RECORD)
+        if record is None and len(run_id) >= PREFIX_LENGTH_MIN:
+            selection = Selection((Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("run",))))
+            record = next((one for one in self._store.select(selection) if one.model_id.startswith(run_id)), None)
+        if record is None:
+            raise NotFound(f"run {run_id!r} is not known", hint="swamp run list")
+        return record
+
+    def _steps(self, run_id: str) -> list[dict[str, Any]]:
+        selection = Selection((Term("modelId", Comparison.EQ, (run_id,)), Term("specName", Comparison.EQ, ("step",))))
+        return [self._read(record) for record in self._store.select(selection)]
+
+    def _of_run(self, run_id: str, spec: str) -> Iterator[Record]:
+        terms = (Term("workflowRunId", Comparison.EQ, (run_id,)), Term("specName", Comparison.EQ, (spec,)))
+        return self._store.select(Selection(terms, latest_only=False))
+
+    def _made(self, run_id: str) -> dict[str, list[dict[str, Any]]]:
+        """Records by the dispatch that made them."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        selection = Selection((Term("workflowRunId", Comparison.EQ, (run_id,)),), latest_only=False, with_content=False)
+        for record in self._store.select(selection):
+            if record.owner.dispatch and record.model_type not in INFRASTRUCTURE_TYPES:
+                found.setdefault(record.owner.dispatch, []).append(_artifact(record))
+        return found
+
+    # ── executions ──────────────────────────────────────────────────────────────────────────────────────────────────
+    def _execution(self, execution_id: str) -> dict[str, Any]:
+        terms = (Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("step",)))
+        exact = Selection((*terms, Term("attributes.dispatchId", Comparison.EQ, (execution_id,))))
+        for record in self._store.select(exact):
+            return self._read(record)
+        raise NotFound(f"execution {execution_id!r} is not known", hint="swamp model output search")
+
+    def _outputs(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        terms = [Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("step",))]
+        if parameters.get("model"):
+            terms.append(Term("attributes.modelName", Comparison.EQ, (parameters["model"],)))
+        limit = parameters.get("limit") or LIST_LIMIT
+        rows = []
+        for record in self._store.select(Selection(tuple(terms)), newest_first=True):
+            attributes = self._read(record)
+            if "dispatchId" in attributes:
+                rows.append(self._summary(attributes))
+            if len(rows) == limit:
+                break
+        return {"results": rows, "total": len(rows)}
+
+    def _summary(self, step: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "id": step["dispatchId"],
+            "modelName": step["modelName"],
+            "type": step["modelType"],
+            "methodName": step["methodName"],
+            "status": step["status"],
+            "startedAt": step.get("startedAt"),
+            "completedAt": step.get("endedAt"),
+        }
+
+    def _output(self, step: Mapping[str, Any]) -> dict[str, Any]:
+        made = self._made(step["runId"]).get(step["dispatchId"], [])
+        found = self._summary(step) | {
+            "durationMs": _duration(step),
+            "retryCount": step.get("retries", 0),
+            "provenance": {"workflowRunId": step["runId"], "job": step["job"], "step": step["step"], "worker": step["worker"]},
+            "artifacts": {"dataArtifacts": made},
+        }
+        if "error" in step:
+            found["error"] = {"message": step["error"]}
+        return found
+
+    def _output_logs(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        step = self._execution(parameters["id"])
+        lines: list[str] = []
+        for record in self._of_run(step["runId"], "log"):
+            if record.owner.dispatch == step["dispatchId"]:
+                lines += self._text(record).splitlines()
+        return {"id": step["dispatchId"], "lines": _tail(lines, parameters), "lineCount": len(lines)}
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _read(self, record: Record) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(record.content if record.content is not None else self._store.read(record))
+        return found
+
+    def _text(self, record: Record) -> str:
+        data = record.content if record.content is not None else self._store.read(record)
+        return data.decode("utf-8", "replace")
+
+
+def _tail(lines: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
+    tail = parameters.get("tail")
+    return lines if tail is None else lines[-tail:] if tail else []
+
+
+def _duration(step: Mapping[str, Any]) -> int:
+    if "startedAt" not in step or "endedAt" not in step:
+        return 0
+    return from_iso(step["endedAt"]) - from_iso(step["startedAt"])
+
+
+def _step_document(step: Mapping[str, Any], made: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": step["step"],
+        "status": step["status"],
+        "duration": _duration(step),
+        "worker": step["worker"],
+        "attempts": step["attempt"],
+        "dataArtifacts": made,
+    }
+    kept = ("error", "reason", "allowedFailure", "modelName", "modelType", "methodName")
+    found.update((key, step[key]) for key in kept if key in step)
+    return found
+
+
+def _artifact(record: Record) -> dict[str, Any]:
+    return {
+        "dataId": record.id,
+        "name": record.name,
+        "version": record.version,
+        "specName": record.spec,
+        "modelName": record.model_name,
+    }
+
+
+def _counts(steps: list[dict[str, Any]]) -> dict[str, int]:
+    found = {"succeeded": 0, "failed": 0, "skipped": 0, "cancelled": 0}
+    for step in steps:
+        if step["status"] in found:
+            found[step["status"]] += 1
+    return found
+
+
+def _job_status(steps: list[dict[str, Any]]) -> str:
+    """A job's status, from its steps' (docs/reference/workflows-execution.md)."""
+    ends = {step["status"] for step in steps if not step.get("allowedFailure")}
+    for status in ("running", "waiting", "failed", "cancelled", "succeeded"):
+        if status in ends:
+            return status
+    return "succeeded" if any(step.get("allowedFailure") for step in steps) else "skipped"

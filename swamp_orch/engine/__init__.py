@@ -1,0 +1,1 @@
+"""Runs at work: a nursery per run, a cancel scope per step, a lease per dispatch."""

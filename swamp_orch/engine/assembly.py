@@ -1,0 +1,165 @@
+"""How an engine is put together, in `swamp serve` and in a CLI process without one: the same parts, with or without workers."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import trio
+
+from swamp_orch.api.application import Application
+from swamp_orch.definitions.models import Models
+from swamp_orch.definitions.types import built_in
+from swamp_orch.definitions.workflows import Workflows
+from swamp_orch.engine.dispatches import WorkerDispatches
+from swamp_orch.engine.engine import Engine, FeedFollower
+from swamp_orch.engine.flights import Flights
+from swamp_orch.engine.functions import DataFunctions
+from swamp_orch.engine.orders import Orders
+from swamp_orch.engine.placing import Placing
+from swamp_orch.expressions.secret import SecretRef
+from swamp_proto.environment import snapshot
+from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, Tempo
+from swamp_worker.execution.executor import StepExecutor
+from swamp_worker.execution.keeper import open_keeper
+
+if TYPE_CHECKING:
+    from swamp_orch.engine.engine import Reporter
+    from swamp_orch.gateway.control import ControlDesk
+
+
+@attrs.frozen
+class Assembled:
+    """The parts of a running engine."""
+
+    application: Application
+    engine: Engine
+    flights: Flights
+    placing: Placing | None
+    dispatches: WorkerDispatches | None
+
+    async def reconcile(self) -> None:
+        """After a start: what the last process left is brought to where the rules say."""
+
+    def live(self, desk: "ControlDesk | None" = None, status: Callable[[], Mapping[str, Any]] | None = None) -> "LiveCalls":
+        return LiveCalls(self, desk, status)
+
+
+class LiveCalls:
+    """The calls that need this process: the engine's, the pool's, and those after which the desk must look again."""
+
+    def __init__(
+        self, parts: Assembled, desk: "ControlDesk | None", status: Callable[[], Mapping[str, Any]] | None
+    ) -> None:
+        self._parts = parts
+        self._desk = desk
+        self._status = status
+
+    def handlers(self) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:
+        found = dict(self._parts.engine.handlers())
+        found["run.get"] = self._run
+        if self._desk is not None:
+            found |= {
+                "serve.status": self._serve_status,
+                "worker.list": self._workers,
+                "worker.drain": self._drain,
+                "token.revoke": lambda parameters: self._token("token.revoke", parameters),
+                "token.renew": lambda parameters: self._token("token.renew", parameters),
+            }
+        return found
+
+    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], FeedFollower]]:
+        return self._parts.engine.followers()
+
+    async def _stored(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        return await trio.to_thread.run_sync(self._parts.application.handler(name), parameters)
+
+    async def _run(self, parameters: Mapping[str, Any]) -> Any:
+        for run in self._parts.engine.active_runs():
+            if run.id == parameters["runId"]:
+                return run.document()
+        return await self._stored("run.get", parameters)
+
+    async def _serve_status(self, _: Mapping[str, Any]) -> Any:
+        assert self._status is not None
+        runs = [{"runId": run.id, "workflowName": run.request.workflow.name} for run in self._parts.engine.active_runs()]
+        return {**self._status(), "runs": runs, "workers": len(self._desk.members) if self._desk is not None else 0}
+
+    async def _workers(self, parameters: Mapping[str, Any]) -> Any:
+        """As recorded, with what only this process knows at this instant: which slots are taken."""
+        found = await self._stored("worker.list", parameters)
+        active = {} if self._parts.placing is None else self._parts.placing.active()
+        for row in found["workers"]:
+            row["activeDispatchIds"] = list(active.get(row["name"], ()))
+            if row["status"] in ("idle", "busy"):
+                row["status"] = "busy" if row["activeDispatchIds"] else "idle"
+        return found
+
+    async def _drain(self, parameters: Mapping[str, Any]) -> Any:
+        assert self._desk is not None
+        return await self._desk.drain(parameters["name"], parameters["draining"], parameters.get("reason") or "")
+
+    async def _token(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        assert self._desk is not None
+        answer = await self._stored(name, parameters)
+        self._desk.look_again()
+        return answer
+
+
+@asynccontextmanager
+async def assemble(
+    application: Application,
+    *,
+    reporter: "Reporter",
+    tempo: Tempo,
+    workers: bool,
+    clock_ms: Callable[[], int],
+    env_allow: Sequence[str] = (),
+    env_deny: Sequence[str] = (),
+    concurrent_runs_max: int = CONCURRENT_RUNS_MAX_DEFAULT,
+) -> AsyncIterator[Assembled]:
+    """The engine and its parts, at work until the block is left; nothing they started outlives it."""
+    repository, store = application.repository, application.store
+    folder = repository.state / ("loopback" if workers else f"loopback-{os.getpid()}")
+
+    def read_secret(reference: SecretRef) -> str:
+        value: str = application.vaults.choose(reference.vault).get(reference.key)
+        return value
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with open_keeper(folder, instance=application.repository.repo_id, say=lambda text: reporter.warning(text)) as keeper:
+        types = built_in()
+        orders = Orders(
+            types,
+            Models(repository, types),
+            Workflows(repository),
+            functions=DataFunctions(application).functions(),
+            read_secret=read_secret,
+            environment=snapshot(os.environ, tuple(env_allow), tuple(env_deny)),
+        )
+        placing = Placing(store, clock_ms) if workers else None
+        flights = Flights(store, repository.data / "logs", tempo, clock_ms, placing, reporter)
+        engine = Engine(
+            repository,
+            store,
+            StepExecutor(folder / "work", keeper),
+            flights=flights,
+            placing=placing,
+            orders=orders,
+            reporter=reporter,
+            clock_ms=clock_ms,
+            concurrent_runs_max=concurrent_runs_max,
+        )
+        dispatches = WorkerDispatches(flights, placing, reporter) if placing is not None else None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flights.watch)
+            if placing is not None:
+                nursery.start_soon(placing.watch)
+            async with engine.open():
+                yield Assembled(application, engine, flights, placing, dispatches)
+            nursery.cancel_scope.cancel()
+    if not workers:
+        from shutil import rmtree
+
+        rmtree(folder, ignore_errors=True)

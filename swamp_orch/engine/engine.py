@@ -1,0 +1,244 @@
+"""The engine: runs that are at work in this process, and the calls about them.
+
+One engine lives in `swamp serve`; a CLI process without an orchestrator has one of its own for a single run, without workers.
+It opens one nursery for its runs; leaving `open` waits for them or cancels them with everything they started.
+"""
+
+import os
+import socket
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, Protocol
+
+import trio
+
+from swamp_orch.definitions.repository import Repository
+from swamp_orch.engine.feed import RunFeed
+from swamp_orch.engine.flights import Flights
+from swamp_orch.engine.logs import LogSpool
+from swamp_orch.engine.orders import Order, Orders
+from swamp_orch.engine.placing import Placing, Slot
+from swamp_orch.engine.runs import Run
+from swamp_orch.engine.steps import StepState
+from swamp_orch.store.interface import Store
+from swamp_proto.errors import NotFound, OperationFailed
+from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT
+from swamp_proto.messages.dispatch import LogLine
+from swamp_worker.execution.interface import Executor
+
+ENDED_RUNS_KEPT: Final = 64  # feeds of ended runs that can still be attached to in full
+LOOPBACK_SLOTS: Final = max(4, 2 * (os.cpu_count() or 1))
+
+
+def process_identity() -> dict[str, Any]:
+    """Who runs something: host, pid and boot id tell a live owner from a dead one."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - procfs
+            boot = file.read().strip()
+    except OSError:
+        boot = ""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "bootId": boot}
+
+
+class Reporter(Protocol):
+    """Where the engine says what happens."""
+
+    def info(self, event: str, **fields: Any) -> None: ...
+
+    def warning(self, event: str, **fields: Any) -> None: ...
+
+    def fault(self, event: str, error: BaseException, **fields: Any) -> None:
+        """A bug: with its traceback."""
+        ...
+
+
+class Engine:
+    """Implements `Parts` for runs and steps, and `Live` for the application."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        store: Store,
+        executor: Executor,
+        *,
+        flights: Flights,
+        placing: Placing | None,
+        orders: Orders,
+        reporter: Reporter,
+        clock_ms: Callable[[], int],
+        concurrent_runs_max: int = CONCURRENT_RUNS_MAX_DEFAULT,
+    ) -> None:
+        self.repository = repository
+        self.store = store
+        self.executor = executor
+        self.flights = flights
+        self.placing = placing
+        self.clock_ms = clock_ms
+        self._orders = orders
+        self._reporter = reporter
+        self._loopback = trio.CapacityLimiter(LOOPBACK_SLOTS)
+        self._runs: dict[str, Run] = {}
+        self._ended: OrderedDict[str, RunFeed] = OrderedDict()
+        self._runs_max = concurrent_runs_max
+        self._owner = process_identity()
+        self._nursery: trio.Nursery
+        self._idle = trio.Event()  # set when a loopback slot is given back
+        self.stopping = ""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator["Engine"]:
+        """The nursery of all runs. Leaving it cancels what still runs, and everything it started is dead then."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            yield self
+            nursery.cancel_scope.cancel()
+
+    # ── what runs and steps need ────────────────────────────────────────────────────────────────────────────────────
+    async def slot(self, order: Order, state: StepState, run: Run) -> Slot:
+        """Permission to execute: a worker's slot for a placed step, else one of the loopback's."""
+        holder = str(uuid.uuid4())
+        if order.placement.is_remote:
+            if self.placing is None:
+                raise OperationFailed(
+                    f"step {state.key.step!r} is placed on a worker ({order.requirement}), and no orchestrator is running",
+                    hint="start one in another terminal: swamp serve",
+                    code="no_orchestrator",
+                )
+            return await self.placing.slot(holder, order, state, run)
+        await self._loopback.acquire_on_behalf_of(holder)
+        return Slot(holder, None, None, lambda: self._release_loopback(holder))
+
+    def spool(self, dispatch: str, emit: Callable[[int, LogLine], None]) -> LogSpool:
+        return LogSpool(self.repository.data / "logs" / dispatch, emit)
+
+    # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def handlers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:
+        return {
+            "workflow.run": self._workflow_run,
+            "model.method_run": self._method_run,
+            "run.cancel": self._cancel,
+            "worker.queue": self._queue,
+        }
+
+    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], "FeedFollower"]]:
+        return {"run.attach": self._attach}
+
+    async def _workflow_run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        request = await trio.to_thread.run_sync(self._orders.workflow_request, parameters, self._owner)
+        return await self.start(request)
+
+    async def _method_run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        request = await trio.to_thread.run_sync(self._orders.method_request, parameters, self._owner)
+        return await self.start(request)
+
+    async def start(self, request: Any) -> dict[str, Any]:
+        """Make a run durable and let it go; answers its id."""
+        if self.stopping:
+            raise OperationFailed(f"no new runs: {self.stopping}", code="stopping")
+        if len(self._runs) >= self._runs_max:
+            raise OperationFailed(
+                f"{len(self._runs)} runs are at work already, the most this orchestrator takes",
+                hint="wait for one to end, or start serve with a larger --max-concurrent-runs",
+                code="too_many_runs",
+            )
+        run = Run(self, self._orders, request)
+        self._runs[run.id] = run
+        try:
+            await run.begin()
+        except BaseException:
+            del self._runs[run.id]
+            raise
+        self._nursery.start_soon(self._execute, run)
+        return {"runId": run.id, "workflowName": request.workflow.name}
+
+    async def _execute(self, run: Run) -> None:
+        try:
+            await run.execute()
+        except Exception as error:  # noqa: BLE001 - a fault in one run must not end the others
+            self._reporter.fault("a run ended by a fault of swamp itself", error, run=run.id)
+            await run.abort(f"swamp itself failed: {error!r}")
+        finally:
+            self._orders.forget(run.id)
+            run.feed.end()
+            del self._runs[run.id]
+            self._ended[run.id] = run.feed
+            while len(self._ended) > ENDED_RUNS_KEPT:
+                self._ended.popitem(last=False)
+
+    async def _cancel(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        run = self._runs.get(parameters["runId"])
+        if run is None:
+            if parameters["runId"] in self._ended or self.store.latest(parameters["runId"], "run-main", content=False):
+                return {"runId": parameters["runId"], "status": "ended"}
+            raise NotFound(f"run {parameters['runId']!r} is not known", hint="swamp run list")
+        await run.ask_cancel(parameters.get("reason") or "cancelled")
+        await run.over.wait()
+        return {"runId": run.id, "status": run.status, "left": run.left}
+
+    async def _queue(self, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [] if self.placing is None else self.placing.queue(bool(parameters.get("explain")))
+
+    def _attach(self, parameters: Mapping[str, Any]) -> "FeedFollower":
+        run_id = parameters["runId"]
+        run = self._runs.get(run_id)
+        feed = run.feed if run is not None else self._ended.get(run_id)
+        if feed is None:
+            feed = self._replay(run_id)
+        return FeedFollower(feed, int(parameters.get("after") or 0))
+
+    def _replay(self, run_id: str) -> RunFeed:
+        """A run that ended longer ago: its end, from its records."""
+        from swamp_orch.api.services.runs import RunService
+
+        document = RunService(self.repository, self.store).document(run_id)
+        feed = RunFeed(self.clock_ms)
+        feed.emit(
+            "run_started",
+            runId=run_id,
+            run=document["kind"],
+            workflowId=document["workflowId"],
+            workflowName=document["workflowName"],
+            jobs=[{"name": job["name"], "steps": [step["name"] for step in job["steps"]]} for job in document["jobs"]],
+        )
+        feed.emit(
+            "run_ended",
+            runId=run_id,
+            status=document["status"],
+            counts=document["counts"],
+            durationMs=document["duration"],
+            run=document,
+        )
+        feed.end()
+        return feed
+
+    async def loopback_idle(self) -> None:
+        """Until no step executes here."""
+        while self._loopback.borrowed_tokens:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def _release_loopback(self, holder: str) -> None:
+        self._loopback.release_on_behalf_of(holder)
+        self._idle.set()
+
+    def active_runs(self) -> tuple[Run, ...]:
+        return tuple(self._runs.values())
+
+
+class FeedFollower:
+    """One client's place in a feed."""
+
+    def __init__(self, feed: RunFeed, after: int) -> None:
+        self._feed = feed
+        self._after = after
+
+    async def more(self) -> bytes:
+        """NDJSON of what is new, as soon as there is any; `b""` at the end of the run."""
+        if not await self._feed.wait_beyond(self._after):
+            return b""
+        lines, self._after = self._feed.after(self._after)
+        return lines
+
+

@@ -1,0 +1,68 @@
+"""A run's event feed: numbered, encoded once, kept for clients that attach later.
+
+The run never waits for a client: what a slow client misses beyond the buffer is told to it as a number, and the logs are in
+the store. Nothing here knows what an event means (`events.py` says).
+"""
+
+import json
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from swamp_proto.limits import EVENT_BUFFER_MAX
+
+_encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+class RunFeed:
+    """Events of one run, from 1. `emit` never blocks; `wait_beyond` wakes when there is more, or the run is over."""
+
+    def __init__(self, clock_ms: Callable[[], int]) -> None:
+        self._clock_ms = clock_ms
+        self._lines: deque[bytes] = deque()
+        self._first = 1  # sequence number of _lines[0]
+        self._news = trio.Event()
+        self.ended = False
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the newest event, 0 = none."""
+        return self._first + len(self._lines) - 1
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Append one event and wake whoever follows."""
+        event = {"seq": self.last + 1, "at": self._clock_ms(), "kind": kind, **fields}
+        self._lines.append(_encode(event).encode() + b"\n")
+        if len(self._lines) > EVENT_BUFFER_MAX:
+            self._lines.popleft()
+            self._first += 1
+        self._wake()
+
+    def end(self) -> None:
+        """No more events will come."""
+        self.ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news.statistics().tasks_waiting:
+            self._news.set()
+            self._news = trio.Event()
+
+    def after(self, seq: int) -> tuple[bytes, int]:
+        """NDJSON of everything after `seq`, and the sequence number reached. A gap becomes one `warning` line."""
+        start = max(seq, self._first - 1)
+        found = [self._lines[index] for index in range(start - self._first + 1, len(self._lines))] if start < self.last else []
+        if start > seq:
+            missed = {"seq": start, "at": self._clock_ms(), "kind": "warning", "message": f"{start - seq} events were not kept"}
+            found.insert(0, _encode(missed).encode() + b"\n")
+        return b"".join(found), max(self.last, seq)
+
+    async def wait_beyond(self, seq: int) -> bool:
+        """Until there is an event after `seq` (True) or the run is over and there is none (False)."""
+        while self.last <= seq:
+            if self.ended:
+                return False
+            await self._news.wait()
+        return True

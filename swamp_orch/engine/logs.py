@@ -1,0 +1,103 @@
+"""The log of one dispatch at the orchestrator: lines in by number, each exactly once, sealed into the `log` record at the end.
+
+Streamed lines are bookkeeping, not writes (SEMANTICS §4). A short log stays in memory until the completion. A long one goes to a
+file under `.swamp/data/logs/`, fsynced before its lines are noted, so that a worker that forgets noted lines and an
+orchestrator that dies never lose one between them.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import attrs
+import trio
+
+from swamp_orch.store.interface import Content, Store
+from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_BATCH_BYTES_MAX
+from swamp_proto.messages.dispatch import LogLine
+
+Emit = Callable[[int, LogLine], None]
+"""Called once per new line with its number, in order."""
+
+
+@attrs.define(eq=False)
+class LogSpool:
+    """Lines of one dispatch. `add` may be given lines it has (after a drop): they are skipped."""
+
+    file: Path
+    emit: Emit
+    through: int = 0  # number of the newest line that is here
+    noted: int = 0  # … that is on disk
+    _tail: list[bytes] = attrs.field(factory=list)  # not yet on disk
+    _tail_bytes: int = 0
+    _on_disk: int = 0  # bytes of the file that are whole lines
+    _lock: trio.Lock = attrs.field(factory=trio.Lock)
+
+    def add(self, first: int, lines: Sequence[LogLine]) -> bool:
+        """Take lines `first`, `first + 1`, …; whether there is now enough to be worth a flush."""
+        for number, line in enumerate(lines, first):
+            if number != self.through + 1:
+                continue  # one we have, or one after a gap, which the holder will send again
+            self.through = number
+            data = line.text.encode("utf-8", "replace") + b"\n"
+            self._tail.append(data)
+            self._tail_bytes += len(data)
+            self.emit(number, line)
+        return self._tail_bytes >= LOG_BATCH_BYTES_MAX
+
+    async def flush(self) -> int:
+        """Bring the tail to disk; answers the number of the newest line that is durable."""
+        async with self._lock:
+            if self._tail:
+                data, through = b"".join(self._tail), self.through
+                self._tail.clear()
+                self._tail_bytes = 0
+                await trio.to_thread.run_sync(self._append, data)
+                self._on_disk += len(data)
+                self.noted = through
+        return self.noted
+
+    def _append(self, data: bytes) -> None:
+        self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self.file.open("r+b" if self._on_disk else "wb") as target:
+            target.seek(self._on_disk)
+            target.write(data)
+            target.truncate()
+            target.flush()
+            os.fsync(target.fileno())
+
+    async def seal(self, store: Store) -> Content:
+        """The whole log as content, ready to commit with the completion."""
+        if not self._on_disk and self._tail_bytes <= INLINE_CONTENT_MAX:
+            data = b"".join(self._tail)
+            return Content(data, sha256(data).hexdigest(), len(data))
+        await self.flush()
+        return await trio.to_thread.run_sync(self._stage, store)
+
+    def _stage(self, store: Store) -> Content:
+        writer = store.stage()
+        try:
+            with self.file.open("rb") as source:
+                while chunk := source.read(1 << 20):
+                    writer.write(chunk)
+        except BaseException:
+            writer.discard()
+            raise
+        return writer.finish()
+
+    def remove(self) -> None:
+        """The log is sealed, or its dispatch is over: the file has no more use."""
+        if self._on_disk:
+            self.file.unlink(missing_ok=True)
+
+    @classmethod
+    def recover(cls, file: Path, emit: Emit) -> "LogSpool":
+        """After a restart: what was noted is in the file; an unfinished last line is cut."""
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:
+            return cls(file, emit)
+        whole = data[: data.rfind(b"\n") + 1]
+        lines = whole.count(b"\n")
+        return cls(file, emit, through=lines, noted=lines, on_disk=len(whole))

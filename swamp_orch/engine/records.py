@@ -1,0 +1,126 @@
+"""Run and step records, and the records a completed step leaves: values in, `NewRecord`s out.
+
+A run's records share one model: type `swamp/workflow-run`, id = the run's id, name = the workflow's name. `run-main` (spec
+`run`) says what runs and how it ended; one record per step (spec `step`) has its placement, attempts and end, so that a run
+of ten thousand steps costs no more per step than one of ten. Nothing here reads a clock or a store.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from swamp_orch.definitions.values import ModelDefinition
+from swamp_orch.store import bookkeeping
+from swamp_orch.store.interface import Content, Kind, NewRecord, Owner, OwnerType, json_content
+from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT
+from swamp_proto.messages.dispatch import Finished, Outcome
+from swamp_worker.models.interface import ModelType
+
+
+@attrs.frozen
+class StepOrigin:
+    """Which step of which run: what every record of an execution carries."""
+
+    run: str
+    kind: str  # workflow, method
+    workflow: str
+    workflow_id: str
+    job: str
+    step: str
+    tags: Mapping[str, str]  # of the workflow and of the run
+
+
+def run_record(run_id: str, workflow: str, attributes: Mapping[str, Any], expect: int | None = None) -> NewRecord:
+    return NewRecord(
+        model_type=bookkeeping.WORKFLOW_RUN,
+        model_id=run_id,
+        model_name=workflow,
+        name=bookkeeping.RUN_RECORD,
+        spec="run",
+        content=json_content(attributes),
+        keep=BOOKKEEPING_VERSIONS_KEPT,
+        tags={"type": "resource"},
+        owner=Owner(OwnerType.SYSTEM, ref=run_id, workflow=workflow, run=run_id),
+        expect=expect,
+    )
+
+
+def step_record(origin: StepOrigin, attributes: Mapping[str, Any]) -> NewRecord:
+    return NewRecord(
+        model_type=bookkeeping.WORKFLOW_RUN,
+        model_id=origin.run,
+        model_name=origin.workflow,
+        name=bookkeeping.step_record(origin.job, origin.step),
+        spec="step",
+        content=json_content(attributes),
+        keep=BOOKKEEPING_VERSIONS_KEPT,
+        tags={"type": "resource"},
+        owner=Owner(
+            OwnerType.SYSTEM,
+            ref=origin.run,
+            workflow_id=origin.workflow_id,
+            workflow=origin.workflow,
+            run=origin.run,
+            job=origin.job,
+            step=origin.step,
+        ),
+    )
+
+
+def output_records(
+    origin: StepOrigin,
+    model: ModelDefinition,
+    model_type: ModelType,
+    finished: Finished,
+    log: Content,
+    contents: Sequence[Content],
+) -> tuple[NewRecord, ...]:
+    """The records of one completion: its outputs (`contents[i]` holds `finished.outputs[i]`), then its log."""
+    owner = Owner(
+        OwnerType.WORKFLOW_STEP if origin.kind == "workflow" else OwnerType.MODEL_METHOD,
+        ref=model.id,
+        workflow_id=origin.workflow_id,
+        workflow=origin.workflow,
+        run=origin.run,
+        job=origin.job,
+        step=origin.step,
+        dispatch=finished.dispatch,
+        fence=finished.fence,
+        source="step-output",
+    )
+    outcome = "" if finished.outcome is Outcome.SUCCEEDED else finished.outcome.value
+    found = []
+    slots = [
+        (output.spec, output.name, output.kind, output.content_type, content)
+        for output, content in zip(finished.outputs, contents, strict=True)
+    ]
+    if "log" in model_type.outputs:
+        slots.append(("log", "log", "file", "text/plain", log))
+    for spec_name, name, kind, content_type, content in slots:
+        spec = model_type.outputs[spec_name]
+        tags = {"type": kind, **model.tags, "specName": spec_name, "modelName": model.name}
+        if origin.kind == "workflow":
+            tags |= {"source": "step-output", "workflow": origin.workflow, "job": origin.job, "step": origin.step}
+        tags |= origin.tags
+        if outcome:
+            tags["outcome"] = outcome
+        found.append(
+            NewRecord(
+                model_type=model.type,
+                model_id=model.id,
+                model_name=model.name,
+                name=name,
+                spec=spec_name,
+                content=content,
+                kind=Kind(kind),
+                content_type=content_type,
+                lifetime=spec.lifetime,
+                keep=spec.keep,
+                streaming=kind == "file" and spec_name == "log",
+                tags=tags,
+                owner=owner,
+                outcome=outcome,
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,449 @@
+"""Runs: a nursery per run, a task per step, the run plan in the middle.
+
+Rules that hold here:
+
+1. Which step may start is `swamp_orch.core.runplan`'s decision; this module performs its effects and reports back.
+2. A run belongs to the engine, never to a client: clients follow its feed (`RunFeed`) and may come and go.
+3. An end is durable before its event is emitted, and before the plan hears of it.
+4. A run is over when its nursery is: no step's task outlives it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import attrs
+import trio
+
+from swamp_orch.core.runplan import (
+    CancelAsked,
+    CancelStep,
+    DropStep,
+    Event,
+    ExpandStep,
+    ExpansionFailed,
+    FailStep,
+    JobEnded,
+    JobStarted,
+    RunBegun,
+    RunEnded,
+    RunPlan,
+    RunStatus,
+    SkipStep,
+    StartStep,
+    StepEnded,
+    StepKey,
+    StepsExpanded,
+    StepStarted,
+    StepStatus,
+)
+from swamp_orch.definitions.values import Job, Step, Workflow
+from swamp_orch.engine import records
+from swamp_orch.engine.feed import RunFeed
+from swamp_orch.engine.flights import Flights
+from swamp_orch.engine.logs import LogSpool
+from swamp_orch.engine.orders import Orders
+from swamp_orch.engine.placing import Slot
+from swamp_orch.engine.steps import StepState, StepWork
+from swamp_orch.store.bookkeeping import iso
+from swamp_orch.store.interface import Batch, NewRecord, Store
+from swamp_orch.store.trio_store import commit
+from swamp_proto.errors import SwampError
+from swamp_proto.limits import BATCH_RECORDS_MAX
+from swamp_proto.messages.dispatch import LogLine
+from swamp_worker.execution.interface import Executor
+
+
+class Parts(Protocol):
+    """What runs and steps need from the engine."""
+
+    store: Store
+    flights: Flights
+    executor: Executor
+    clock_ms: Callable[[], int]
+
+    async def slot(self, order: Any, state: StepState, run: "Run") -> Slot: ...
+
+    def spool(self, dispatch: str, emit: Callable[[int, LogLine], None]) -> LogSpool: ...
+
+
+@attrs.frozen
+class RunRequest:
+    """What to run. Everything needed to go on after a restart is in the run's record."""
+
+    id: str
+    kind: str  # workflow, method
+    workflow: Workflow
+    definition: str  # the YAML text the workflow was read from; empty for a method run
+    inputs: Mapping[str, Any]  # as given and checked
+    stored_inputs: Mapping[str, Any]  # the same with sensitive values as `***`
+    tags: Mapping[str, str]
+    timeout_s: float | None
+    owner: Mapping[str, Any]  # process that runs it
+
+
+class Run:
+    """One execution of a workflow, from `RunBegun` to its last record."""
+
+    def __init__(self, parts: Parts, orders: Orders, request: RunRequest) -> None:
+        self._parts = parts
+        self._orders = orders
+        self.request = request
+        self.id = request.id
+        self.feed = RunFeed(parts.clock_ms)
+        self.plan = RunPlan(request.workflow)
+        self.status = "running"
+        self.error = ""
+        self.started_ms = 0
+        self.ended_ms = 0
+        self._failed_step: StepKey | None = None
+        self._version = 0
+        self._steps: dict[StepKey, StepState] = {}
+        self._work: dict[StepKey, StepWork] = {}
+        self._declared = {(job.name, step.name): step for job in request.workflow.jobs for step in job.steps}
+        self._items: dict[StepKey, tuple[Step, Any]] = {}
+        self._jobs: dict[str, dict[str, Any]] = {job.name: {"status": "waiting"} for job in request.workflow.jobs}
+        self._nursery: trio.Nursery  # steps
+        self._watchers: trio.Nursery  # deadlines; ends with the steps
+        self._outcome: RunEnded | None = None
+        self._cancel_reason = ""
+        self._timed_out = False
+        self.over = trio.Event()
+
+    # ── the whole ───────────────────────────────────────────────────────────────────────────────────────────────────
+    async def begin(self) -> None:
+        """Make the run durable; only then may its id be told to anybody."""
+        self.started_ms = self._parts.clock_ms()
+        done = await commit(self._parts.store, Batch((self._record(expect=0),)))
+        self._version = done.records[0].version
+        workflow = self.request.workflow
+        self.feed.emit(
+            "run_started",
+            runId=self.id,
+            run=self.request.kind,
+            workflowId=workflow.id,
+            workflowName=workflow.name,
+            jobs=[{"name": job.name, "steps": [step.name for step in job.steps]} for job in workflow.jobs],
+        )
+
+    async def execute(self) -> None:
+        """Until every step has ended and the run's end is durable."""
+        async with trio.open_nursery() as watchers:
+            self._watchers = watchers
+            if self.request.timeout_s is not None:
+                watchers.start_soon(self._watch_deadline, self.request.timeout_s)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._advance(RunBegun())
+            watchers.cancel_scope.cancel()
+        await self._finish()
+
+    async def _watch_deadline(self, timeout_s: float) -> None:
+        await trio.sleep(timeout_s)
+        self._timed_out = True
+        await self._cancel(f"the run timed out after {timeout_s:g} s")
+
+    async def ask_cancel(self, reason: str) -> None:
+        """Durable before it is acknowledged; the steps then end by themselves."""
+        if self._cancel_reason or self.over.is_set():
+            return
+        await self._cancel(reason or "cancelled")
+
+    async def _cancel(self, reason: str) -> None:
+        self._cancel_reason = reason
+        done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+        self._version = done.records[0].version
+        await self._advance(CancelAsked(reason))
+
+    async def _finish(self) -> None:
+        assert self._outcome is not None
+        self.ended_ms = self._parts.clock_ms()
+        self.status, self._failed_step = self._outcome.status.value, self._outcome.failed_step
+        if self._timed_out:
+            self.status, self.error = RunStatus.FAILED.value, self._cancel_reason
+        elif self._outcome.status is RunStatus.CANCELLED:
+            self.error = self._cancel_reason
+        elif self._failed_step is not None:
+            self.error = self._steps[self._failed_step].error
+        document = self.document()
+        report = None
+        batch = [self._record(expect=self._version)]
+        if report is not None:
+            batch += report.records(self)
+        await commit(self._parts.store, Batch(tuple(batch)))
+        if report is not None:
+            self.feed.emit("report", name="@swamp/workflow-summary", scope="workflow", markdown=report.markdown, json=report.json)
+        ended: dict[str, Any] = {
+            "runId": self.id,
+            "status": self.status,
+            "counts": self.counts(),
+            "durationMs": self.ended_ms - self.started_ms,
+            "left": self.left,
+            "run": document,
+        }
+        if self.error:
+            ended["error"] = self.error
+        if self._failed_step is not None:
+            ended["failedStep"] = self._failed_step.step
+        self.feed.emit("run_ended", **ended)
+        self.feed.end()
+        self.over.set()
+
+    async def abort(self, error: str) -> None:
+        """A fault of swamp ended it: say so, durably where that is still possible."""
+        self.status, self.error, self.ended_ms = RunStatus.FAILED.value, error, self._parts.clock_ms()
+        try:
+            await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+        except SwampError:
+            pass  # the store itself is the fault; what is on disk still says `running`, and the next start takes it over
+        duration_ms = self.ended_ms - self.started_ms
+        self.feed.emit(
+            "run_ended",
+            runId=self.id,
+            status=self.status,
+            counts=self.counts(),
+            durationMs=duration_ms,
+            error=error,
+            left=None,
+            run=self.document(),
+        )
+        self.feed.end()
+        self.over.set()
+
+    # ── the plan's effects ──────────────────────────────────────────────────────────────────────────────────────────
+    async def _advance(self, event: Event) -> None:
+        """Tell the plan what happened and perform what it answers."""
+        effects = self.plan.handle(event)
+        unstarted = [effect for effect in effects if isinstance(effect, SkipStep | FailStep | DropStep)]
+        for at in range(0, len(unstarted), BATCH_RECORDS_MAX):
+            states = [self._unstarted(effect) for effect in unstarted[at : at + BATCH_RECORDS_MAX]]
+            batch = tuple(records.step_record(self.origin(state), state.attributes(self.id)) for state in states)
+            await commit(self._parts.store, Batch(batch))
+        for effect in effects:
+            match effect:
+                case StartStep(key=key):
+                    self._start(key)
+                case SkipStep(key=key) | FailStep(key=key) | DropStep(key=key):
+                    self._emit_end(self._steps[key])
+                case CancelStep(key=key):
+                    if (work := self._work.get(key)) is not None:
+                        work.ask_cancel(self._cancel_reason)
+                case ExpandStep(job=job, template=template):
+                    self._nursery.start_soon(self._expand, job, template)
+                case JobStarted(job=job):
+                    self._jobs[job] = {"status": "running", "startedMs": self._parts.clock_ms()}
+                    self.feed.emit("job_started", job=job)
+                    self._watch_job(job)
+                case JobEnded(job=job, status=status):
+                    self._end_job(job, status.value)
+                case RunEnded():
+                    self._outcome = effect
+
+    def _unstarted(self, effect: SkipStep | FailStep | DropStep) -> StepState:
+        """A step that ends without having been asked to start."""
+        state = self._state(effect.key)
+        state.ended_ms = self._parts.clock_ms()
+        match effect:
+            case SkipStep():
+                state.status, state.reason = StepStatus.SKIPPED, effect.reason
+            case FailStep():
+                state.status, state.error, state.allowed = StepStatus.FAILED, effect.reason, effect.allowed
+            case DropStep():
+                state.status, state.error = StepStatus.CANCELLED, effect.reason
+        return state
+
+    def _state(self, key: StepKey) -> StepState:
+        found = self._steps.get(key)
+        if found is None:
+            step, item = self._items.get(key) or (self._declared[key.job, key.step], None)
+            found = self._steps[key] = StepState(key, step, item)
+        return found
+
+    async def _expand(self, job: str, template: str) -> None:
+        try:
+            items = self._orders.expand(self, self._declared[job, template])
+        except SwampError as error:
+            await self._advance(ExpansionFailed(job, template, str(error)))
+            return
+        for name, item in items.items():
+            self._items[StepKey(job, name)] = (self._declared[job, template], item)
+        await self._advance(StepsExpanded(job, template, tuple(items)))
+
+    def _watch_job(self, name: str) -> None:
+        job = self._job(name)
+        if job.timeout_s is not None:
+            self._watchers.start_soon(self._watch_job_deadline, job, job.timeout_s)
+
+    async def _watch_job_deadline(self, job: Job, timeout_s: float) -> None:
+        await trio.sleep(timeout_s)
+        for key, work in list(self._work.items()):
+            if key.job == job.name:
+                work.ask_cancel(f"job {job.name!r} timed out after {timeout_s:g} s", StepStatus.FAILED)
+
+    def _job(self, name: str) -> Job:
+        return next(job for job in self.request.workflow.jobs if job.name == name)
+
+    def _end_job(self, name: str, status: str) -> None:
+        job = self._jobs[name]
+        job["status"] = status
+        job["durationMs"] = self._parts.clock_ms() - job["startedMs"] if "startedMs" in job else 0
+        self.feed.emit("job_ended", job=name, status=status, durationMs=job["durationMs"])
+
+    # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _start(self, key: StepKey) -> None:
+        state = self._state(key)
+        state.queued_ms = self._parts.clock_ms()
+        work = self._work[key] = StepWork(self._parts, self, state)
+        if self._cancel_reason:
+            work.ask_cancel(self._cancel_reason)
+        self._nursery.start_soon(self._step, state, work)
+
+    async def _step(self, state: StepState, work: StepWork) -> None:
+        try:
+            order = self._orders.make(self, state)
+            if order is not None:
+                await self._advance(StepStarted(state.key))
+                await work.run(order)
+        except SwampError as error:
+            state.status, state.error, state.error_code = StepStatus.FAILED, _told(error), error.error_code
+            state.allowed = state.step.allow_failure
+            state.ended_ms = self._parts.clock_ms()
+        if not state.dispatch:
+            state.ended_ms = state.ended_ms or self._parts.clock_ms()
+            await commit(self._parts.store, Batch((records.step_record(self.origin(state), state.attributes(self.id)),)))
+        self._emit_end(state)
+        del self._work[state.key]
+        await self._advance(StepEnded(state.key, state.status, state.allowed, state.reason or state.error))
+
+    # ── what steps say ──────────────────────────────────────────────────────────────────────────────────────────────
+    def origin(self, state: StepState) -> records.StepOrigin:
+        workflow = self.request.workflow
+        return records.StepOrigin(
+            run=self.id,
+            kind=self.request.kind,
+            workflow=workflow.name,
+            workflow_id=workflow.id,
+            job=state.key.job,
+            step=state.key.step,
+            tags={**workflow.tags, **self.request.tags},
+        )
+
+    def step_waiting(self, state: StepState, reason: str, requirement: str) -> None:
+        state.reason = reason
+        self.feed.emit("step_waiting", job=state.key.job, step=state.key.step, reason=reason, requirement=requirement)
+
+    def step_started(self, state: StepState) -> None:
+        self.feed.emit(
+            "step_started",
+            job=state.key.job,
+            step=state.key.step,
+            worker=state.worker,
+            attempt=state.attempt,
+            model=state.model,
+            modelType=state.model_type,
+            method=state.method,
+            dispatchId=state.dispatch,
+        )
+
+    def step_output(self, state: StepState, number: int, stream: str, line: str) -> None:
+        self.feed.emit("step_output", job=state.key.job, step=state.key.step, stream=stream, line=line, n=number)
+
+    def warn(self, message: str, state: StepState | None = None) -> None:
+        where = {} if state is None else {"job": state.key.job, "step": state.key.step}
+        self.feed.emit("warning", message=message, **where)
+
+    def _emit_end(self, state: StepState) -> None:
+        ended: dict[str, Any] = {
+            "job": state.key.job,
+            "step": state.key.step,
+            "status": state.status.value,
+            "worker": state.worker,
+            "attempts": state.attempt,
+            "durationMs": max(0, state.ended_ms - state.started_ms) if state.started_ms else 0,
+            "records": list(state.records),
+        }
+        if state.error:
+            ended["error"] = state.error
+        if state.reason:
+            ended["reason"] = state.reason
+        if state.allowed:
+            ended["allowedFailure"] = True
+        self.feed.emit("step_ended", **ended)
+
+    # ── the run as a value ──────────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def left(self) -> int | None:
+        """Processes left by all steps: 0, or None where that is not known."""
+        counts = [state.left for state in self._steps.values()]
+        return None if any(count is None for count in counts) else sum(count or 0 for count in counts)
+
+    def counts(self) -> dict[str, int]:
+        found = {"succeeded": 0, "failed": 0, "skipped": 0, "cancelled": 0}
+        for state in self._steps.values():
+            if state.status.value in found:
+                found[state.status.value] += 1
+        return found
+
+    def states(self) -> tuple[StepState, ...]:
+        return tuple(self._steps.values())
+
+    def attributes(self) -> dict[str, Any]:
+        """The run record's attributes."""
+        request = self.request
+        found: dict[str, Any] = {
+            "runId": self.id,
+            "kind": request.kind,
+            "workflowName": request.workflow.name,
+            "workflowId": request.workflow.id,
+            "status": self.status,
+            "startedAt": iso(self.started_ms),
+            "inputs": dict(request.stored_inputs),
+            "tags": dict(request.tags),
+            "owner": dict(request.owner),
+        }
+        if request.timeout_s is not None:
+            found["timeoutS"] = request.timeout_s
+        if self._cancel_reason:
+            found["cancelReason"] = self._cancel_reason
+        if self.ended_ms:
+            found |= {"endedAt": iso(self.ended_ms), "counts": self.counts(), "durationMs": self.ended_ms - self.started_ms}
+        if self.error:
+            found["error"] = self.error
+        if self._failed_step is not None:
+            found["failedStep"] = self._failed_step.step
+        if request.definition:
+            found["definition"] = request.definition
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """The run document: what `workflow run --json` ends with and `run.get` answers."""
+        by_job: dict[str, list[dict[str, Any]]] = {}
+        for state in self._steps.values():
+            by_job.setdefault(state.key.job, []).append(state.document())
+        found: dict[str, Any] = {
+            "id": self.id,
+            "kind": self.request.kind,
+            "workflowId": self.request.workflow.id,
+            "workflowName": self.request.workflow.name,
+            "inputs": dict(self.request.stored_inputs),
+            "status": self.status,
+            "startedAt": iso(self.started_ms),
+            "completedAt": iso(self.ended_ms) if self.ended_ms else None,
+            "duration": (self.ended_ms or self._parts.clock_ms()) - self.started_ms,
+            "counts": self.counts(),
+            "jobs": [
+                {"name": name, "status": job["status"], "duration": job.get("durationMs", 0), "steps": by_job.get(name, [])}
+                for name, job in self._jobs.items()
+            ],
+        }
+        if self.error:
+            found["error"] = self.error
+        if self._failed_step is not None:
+            found["failedStep"] = self._failed_step.step
+        return found
+
+    def _record(self, expect: int) -> NewRecord:
+        return records.run_record(self.id, self.request.workflow.name, self.attributes(), expect)
+
+
+def _told(error: SwampError) -> str:
+    return f"{error.message} ({error.hint})" if error.hint else error.message

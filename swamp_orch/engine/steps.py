@@ -1,0 +1,295 @@
+"""One step at work: placed, leased, executed, completed; again where the rules say so.
+
+Rules that hold here:
+
+1. A grant is durable before anything is sent or started, an end before anybody hears of it (persist before you speak).
+2. A completion commits with its outputs, its log, the step's record and the lease's end in one transaction.
+3. Loopback and remote differ in who executes, nowhere else: same `Dispatch`, same `Finished`, same records.
+4. What an ended lease means for the step is decided by `swamp_orch.core.leases`, not here.
+"""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from swamp_orch.core.runplan import StepKey, StepStatus
+from swamp_orch.definitions.values import Step
+from swamp_orch.engine import records
+from swamp_orch.engine.flights import Again, Flight, Gone, Reported
+from swamp_orch.engine.orders import Order
+from swamp_orch.engine.placing import Slot
+from swamp_orch.store.bookkeeping import iso
+from swamp_orch.store.interface import Appended, Batch, Content, NewRecord, Store
+from swamp_orch.store.trio_store import commit
+from swamp_proto.limits import CANCEL_TERM_S, INLINE_CONTENT_MAX
+from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
+from swamp_worker.execution.interface import Control
+
+if TYPE_CHECKING:
+    from swamp_orch.engine.runs import Parts, Run
+
+STATUS_OF: Final[Mapping[Outcome, StepStatus]] = {
+    Outcome.SUCCEEDED: StepStatus.SUCCEEDED,
+    Outcome.FAILED: StepStatus.FAILED,
+    Outcome.TIMED_OUT: StepStatus.FAILED,
+    Outcome.CANCELLED: StepStatus.CANCELLED,
+    Outcome.ABANDONED: StepStatus.FAILED,
+}
+
+
+@attrs.define(eq=False)
+class StepState:
+    """What is known of one concrete step; its record is made from this."""
+
+    key: StepKey
+    step: Step
+    item: Any = None  # of its forEach
+    status: StepStatus = StepStatus.WAITING
+    attempt: int = 0  # dispatches sent
+    losses: int = 0  # holder processes that died under it
+    retries: int = 0  # method failures that were tried again
+    fence: int = 0
+    worker: str | None = None
+    dispatch: str = ""
+    model: str = ""
+    model_type: str = ""
+    method: str = ""
+    queued_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    error: str = ""
+    error_code: str = ""
+    reason: str = ""  # of a skip, or why it waits
+    allowed: bool = False
+    left: int | None = 0  # processes left after the end; None = unknown
+    avoid: tuple[str, ...] = ()  # workers that were lost under it
+    records: tuple[dict[str, Any], ...] = ()
+
+    def attributes(self, run_id: str) -> dict[str, Any]:
+        """The step record's attributes, camelCase; what does not apply is left out."""
+        found: dict[str, Any] = {
+            "runId": run_id,
+            "job": self.key.job,
+            "step": self.key.step,
+            "status": self.status.value,
+            "attempt": self.attempt,
+            "fence": self.fence,
+            "worker": self.worker,
+        }
+        optional = (
+            ("losses", self.losses),
+            ("retries", self.retries),
+            ("dispatchId", self.dispatch),
+            ("modelName", self.model),
+            ("modelType", self.model_type),
+            ("methodName", self.method),
+            ("queuedAt", iso(self.queued_ms) if self.queued_ms else ""),
+            ("startedAt", iso(self.started_ms) if self.started_ms else ""),
+            ("endedAt", iso(self.ended_ms) if self.ended_ms else ""),
+            ("error", self.error),
+            ("errorCode", self.error_code),
+            ("reason", self.reason),
+            ("allowedFailure", self.allowed),
+        )
+        found.update((name, value) for name, value in optional if value)
+        return found
+
+    def document(self) -> dict[str, Any]:
+        """The step in a run document (`run.get`, `run_ended`)."""
+        found: dict[str, Any] = {
+            "name": self.key.step,
+            "status": self.status.value,
+            "duration": max(0, self.ended_ms - self.started_ms) if self.started_ms else 0,
+            "worker": self.worker,
+            "attempts": self.attempt,
+            "dataArtifacts": list(self.records),
+        }
+        if self.error:
+            found["error"] = self.error
+        if self.reason:
+            found["reason"] = self.reason
+        if self.allowed:
+            found["allowedFailure"] = True
+        if self.model:
+            found |= {"modelName": self.model, "modelType": self.model_type, "methodName": self.method}
+        return found
+
+
+class StepWork:
+    """Executes one step until it has ended. `run` is called once; `ask_cancel` may come at any time."""
+
+    def __init__(self, parts: "Parts", run: "Run", state: StepState) -> None:
+        self._parts = parts
+        self._run = run
+        self._state = state
+        self._waiting = trio.CancelScope()  # around every wait that holds no execution
+        self._control = Control()
+        self._flight: Flight | None = None
+        self._cancel_reason = ""
+        self._cancel_status = StepStatus.CANCELLED
+
+    def ask_cancel(self, reason: str, status: StepStatus = StepStatus.CANCELLED) -> None:
+        """End it: at once while it waits, by TERM, grace, KILL while it executes. `status` is what it then ends as."""
+        self._cancel_reason, self._cancel_status = reason, status
+        self._waiting.cancel()
+        self._control.ask_cancel(reason, CANCEL_TERM_S)
+        if self._flight is not None:
+            self._parts.flights.ask_cancel(self._flight, reason, CANCEL_TERM_S)
+
+    async def run(self, order: Order) -> None:
+        """Until `state` has ended and that is durable. Raises SwampError when it fails without an execution to record."""
+        while True:
+            slot: Slot | None = None
+            with self._waiting:
+                slot = await self._parts.slot(order, self._state, self._run)
+            if slot is None:
+                await self._end_waiting()
+                return
+            try:
+                again = await self._attempt(order, slot)
+            finally:
+                slot.release()
+            if again is None:
+                return
+            with self._waiting:
+                await trio.sleep_until(again.not_before_s)
+            if self._waiting.cancelled_caught:
+                await self._end_waiting()
+                return
+
+    async def _end_waiting(self) -> None:
+        """Cancelled before, or between, executions."""
+        state = self._state
+        state.status, state.error = self._cancel_status, self._cancel_reason
+        state.ended_ms = self._parts.clock_ms()
+        await commit(self._parts.store, Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),)))
+
+    # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _attempt(self, order: Order, slot: Slot) -> Again | None:
+        """Grant, execute, end. `Again` when the step is to be placed anew, None when it has ended."""
+        parts, run, state = self._parts, self._run, self._state
+        message = order.dispatch(slot.holder, attempt=state.attempt + 1, fence=state.fence + 1)
+        state.attempt, state.fence, state.dispatch = message.attempt, message.fence, message.dispatch
+        state.worker, state.status = slot.worker, StepStatus.RUNNING
+        state.started_ms, state.reason = parts.clock_ms(), ""
+        flight = parts.flights.open(message, slot, order, state, self._emit_line)
+        self._flight = flight
+        try:
+            grant = (*slot.handover, flight.grant_record(), records.step_record(run.origin(state), state.attributes(run.id)))
+            await commit(parts.store, Batch(grant))
+            run.step_started(state)
+            end = await self._execute(flight, slot)
+            match end:
+                case Reported():
+                    await self._complete(order, flight, end, slot)
+                    return None
+                case Again():
+                    state.losses += 1 if end.counted else 0
+                    state.avoid = (*state.avoid, *((slot.worker,) if slot.worker and end.counted else ()))
+                    state.status, state.reason = StepStatus.WAITING, end.reason
+                    run.warn(end.reason, state)
+                    return end
+                case Gone():
+                    state.status, state.error, state.error_code = StepStatus(end.status), end.reason, end.code
+                    state.left, state.ended_ms = end.left, parts.clock_ms()
+                    await self._seal_partial(order, flight)
+                    return None
+        finally:
+            self._flight = None
+            parts.flights.close(flight)
+
+    async def _execute(self, flight: Flight, slot: Slot) -> Reported | Again | Gone:
+        if slot.worker is not None:
+            self._parts.flights.send(flight)
+            if self._cancel_reason:  # asked while the grant was being made durable
+                self._parts.flights.ask_cancel(flight, self._cancel_reason, CANCEL_TERM_S)
+            return await flight.wait()
+        finished = await self._parts.executor.execute(flight.message, _Loopback(flight), self._control)
+        return self._parts.flights.loopback_finished(flight, finished)
+
+    async def _complete(self, order: Order, flight: Flight, end: Reported, slot: Slot) -> None:
+        """Commit outputs, log, step and lease together, then tell everybody."""
+        parts, run, state, finished = self._parts, self._run, self._state, end.finished
+        if finished.left == 0:
+            slot.release()
+        state.left, state.ended_ms = finished.left, parts.clock_ms()
+        state.status = STATUS_OF[finished.outcome]
+        state.error = finished.error or ""
+        if finished.outcome is Outcome.CANCELLED and self._cancel_reason:
+            state.status, state.error = self._cancel_status, self._cancel_reason
+        state.allowed = state.status is StepStatus.FAILED and state.step.allow_failure
+        made = await self._outputs(order, flight, finished)
+        batch = Batch((*made, records.step_record(run.origin(state), state.attributes(run.id)), flight.end_record(end)))
+        done = await commit(parts.store, batch)
+        state.records = _described(made, done.records)
+        flight.spool.remove()
+        end.note()
+
+    async def _outputs(self, order: Order, flight: Flight, finished: Finished) -> tuple[NewRecord, ...]:
+        store = self._parts.store
+        log = await flight.spool.seal(store)
+        contents = [await _content(store, output) for output in finished.outputs]
+        return records.output_records(self._run.origin(self._state), order.model, order.model_type, finished, log, contents)
+
+    async def _seal_partial(self, order: Order, flight: Flight) -> None:
+        """The lease ended without a report: what was streamed is kept as evidence, marked with the outcome."""
+        parts, run, state = self._parts, self._run, self._state
+        outcome = Outcome.CANCELLED if state.status is StepStatus.CANCELLED else Outcome.ABANDONED
+        nothing = Finished(
+            dispatch=flight.message.dispatch,
+            fence=flight.message.fence,
+            outcome=outcome,
+            error=state.error,
+            outputs=(),
+            last_line=flight.spool.through,
+            lines_lost=0,
+            left=state.left,
+            started_ms=state.started_ms,
+            duration_ms=state.ended_ms - state.started_ms,
+        )
+        made = await self._outputs(order, flight, nothing)
+        done = await commit(parts.store, Batch((*made, records.step_record(run.origin(state), state.attributes(run.id)))))
+        state.records = _described(made, done.records)
+        flight.spool.remove()
+
+    def _emit_line(self, number: int, line: LogLine) -> None:
+        self._run.step_output(self._state, number, "stdout" if line.stream is Stream.STDOUT else "stderr", line.text)
+
+
+@attrs.frozen
+class _Loopback:
+    """The loopback's log sink: straight into the spool."""
+
+    flight: Flight
+
+    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+        if self.flight.spool.add(first, lines):
+            await self.flight.spool.flush()
+
+
+async def _content(store: Store, output: Output) -> Content:
+    if len(output.content) <= INLINE_CONTENT_MAX:
+        return Content(output.content, sha256(output.content).hexdigest(), len(output.content))
+
+    def stage() -> Content:
+        writer = store.stage()
+        try:
+            writer.write(output.content)
+        except BaseException:
+            writer.discard()
+            raise
+        return writer.finish()
+
+    return await trio.to_thread.run_sync(stage)
+
+
+def _described(made: tuple[NewRecord, ...], appended: tuple[Appended, ...]) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"dataId": done.id, "name": record.name, "version": done.version, "specName": record.spec, "modelName": record.model_name}
+        for record, done in zip(made, appended, strict=False)
+    )
+
+

@@ -1,0 +1,1 @@
+"""One port: the control WebSocket, the client API, health; and the same application on a private unix socket."""
