@@ -25,8 +25,8 @@ from swamp_orch.definitions.fields import NAME_RULE, Fields, suggestion
 from swamp_orch.definitions.files import disk_error, write_atomically
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.values import Source
-from swamp_orch.definitions.yaml_source import load, shown_path
-from swamp_proto.errors import Conflict, InvalidDefinition, NotFound
+from swamp_orch.definitions.yaml_source import load, load_text, shown_path
+from swamp_proto.errors import Conflict, InvalidDefinition, LocalError, NotFound, SwampError
 from swamp_proto.ids import is_name, is_uuid
 from swamp_proto.limits import IDENTIFIER_PREFIX_MIN
 
@@ -221,6 +221,30 @@ class Folder:
             f"{definition.source.at('id')}: the id is also that of {', '.join(map(str, others))}",
             hint="remove the `id` line of the copy: swamp writes a new one",
         )
+
+    def keep_id(self, path: Path, text: str) -> str:
+        """`text` for the file `path`, with the id that the file has when `text` says none. Raises
+        `LocalError` when it says another one: data and runs belong to the old."""
+        from swamp_orch.definitions.yaml_edit import set_key
+
+        shown = self.shown(path)
+        data, source = load_text(text, shown)
+        try:
+            old, _ = load(path, root=self.repository.root)
+        except SwampError:
+            old = None
+        identity = old.get("id") if isinstance(old, dict) else None
+        if not isinstance(data, dict) or not isinstance(identity, str) or not is_uuid(identity):
+            return text
+        if "id" not in data:
+            return set_key(text, ("id",), identity, first=True, shown=shown)
+        if data["id"] != identity:
+            raise LocalError(
+                f"{source.at('id')}: the id of a {self.noun} cannot change: "
+                f"its data and runs belong to {identity}",
+                hint=f"keep id: {identity}, or make a new {self.noun} with swamp {self.noun} create",
+            )
+        return text
 
     def _give_id(self, path: Path) -> tuple[Any, Source]:
         """Generate the missing `id` and write it back as the first key."""

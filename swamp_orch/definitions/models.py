@@ -118,25 +118,15 @@ class Models:
             write_atomically(path, text, new=True)
         return self._open(path)
 
-    def replace(self, definition: ModelDefinition, text: str) -> ModelDefinition:
-        """Replace the text of a definition, as typed; a missing `id` keeps the old one. Raises
-        `InvalidDefinition`, `LocalError` when id, type or name would change."""
-        from swamp_orch.definitions.yaml_edit import set_key
-
-        shown = definition.source.file
-        data, source = load_text(text, shown)
-        if isinstance(data, dict) and "id" not in data:
-            text = set_key(text, ("id",), definition.id, first=True, shown=shown)
-            data, source = load_text(text, shown)
-        new = parse_model(data, source, definition.type, definition.name)
-        if new.id != definition.id:
-            raise LocalError(
-                f"the id of '{definition.name}' cannot change: its data belongs to {definition.id}",
-                hint=f"keep id: {definition.id}, or make a new model with swamp model create",
-            )
+    def rewrite(self, path: Path, text: str) -> ModelDefinition:
+        """Replace the text of a definition file, as typed; a missing `id` keeps the old one. The old text
+        need not parse. Raises `InvalidDefinition`, and `LocalError` when the id would change."""
         with self.folder.lock():
-            write_atomically(self.path(definition), text)
-        return self._open(self.path(definition))
+            text = self.folder.keep_id(path, text)
+            data, source = load_text(text, self.folder.shown(path))
+            self._read(data, source, path)
+            write_atomically(path, text)
+        return self._open(path)
 
     def remove(self, definition: ModelDefinition) -> None:
         with self.folder.lock():

@@ -23,7 +23,9 @@ CHECKED: Final = frozenset(
         "minItems", "maxItems", "minLength", "maxLength", "minimum", "exclusiveMinimum", "maximum",
     }
 )  # fmt: skip
-ANNOTATIONS: Final = frozenset({"$schema", "title", "description", "default", "sensitive", "examples"})
+ANNOTATIONS: Final = frozenset(
+    {"$schema", "title", "description", "default", "sensitive", "examples", "format"}
+)
 
 _NAMES: Final = {
     "string": "text", "number": "a number", "integer": "an integer", "boolean": "true or false",

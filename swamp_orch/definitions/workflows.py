@@ -122,23 +122,15 @@ class Workflows:
             write_atomically(path, text, new=True)
         return self.find(workflow.name)
 
-    def replace(self, workflow: Workflow, text: str) -> Workflow:
-        """Replace the text of a workflow, as typed; a missing `id` keeps the old one. Raises
-        `InvalidDefinition`, `LocalError` when id or name would change."""
-        shown = workflow.source.file
-        data, source = load_text(text, shown)
-        if isinstance(data, dict) and "id" not in data:
-            text = set_key(text, ("id",), workflow.id, first=True, shown=shown)
-            data, source = load_text(text, shown)
-        new = parse_workflow(data, source, workflow.name)
-        if new.id != workflow.id:
-            raise LocalError(
-                f"the id of '{workflow.name}' cannot change: its runs belong to {workflow.id}",
-                hint=f"keep id: {workflow.id}, or make a new workflow with swamp workflow create",
-            )
+    def rewrite(self, path: Path, text: str) -> Workflow:
+        """Replace the text of a workflow file, as typed; a missing `id` keeps the old one. The old text need
+        not parse. Raises `InvalidDefinition`, and `LocalError` when the id would change."""
         with self.folder.lock():
-            write_atomically(self.path(workflow), text)
-        found = self.folder.open(self.path(workflow))
+            text = self.folder.keep_id(path, text)
+            data, source = load_text(text, self.folder.shown(path))
+            self._read(data, source, path)
+            write_atomically(path, text)
+        found = self.folder.open(path)
         assert isinstance(found, Workflow)
         return found
 
