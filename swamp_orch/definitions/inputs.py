@@ -54,8 +54,7 @@ class Arguments:
     global_arguments: Mapping[str, Any]
 
 
-# ── input schemas in definitions
-# ────────────────────────────────────────────────────────────────────────────────────
+# ── input schemas in definitions ──────────────────────────────────────────────────────────────────
 
 
 def read_schema(raw: Any, findings: Findings, path: DocumentPath) -> dict[str, Any]:
@@ -177,8 +176,7 @@ def _read_property(
     return schema, needed
 
 
-# ── values for a schema
-# ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── values for a schema ───────────────────────────────────────────────────────────────────────────
 
 
 def resolve_inputs(
@@ -302,8 +300,7 @@ def _how_to_give(schema: Mapping[str, Any], values: Mapping[str, Any]) -> str | 
     return " ".join(f"--input {key}=…" for key in missing) if missing else None
 
 
-# ── arguments of a method
-# ───────────────────────────────────────────────────────────────────────────────────────────
+# ── arguments of a method ─────────────────────────────────────────────────────────────────────────
 
 
 def method_arguments(

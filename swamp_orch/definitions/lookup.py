@@ -170,7 +170,7 @@ class Folder:
                     hint="use the name",
                     code="ambiguous",
                 )
-        known = [str(found.name) for found in listing.found]
+        known = self.names()
         broken = "".join(f"\n{item.error.message}" for item in listing.unreadable)
         if broken:
             broken = f"\nThese {self.noun} files cannot be read, and it may be one of them:{broken}"
@@ -233,9 +233,13 @@ class Folder:
             old, _ = load(path, root=self.repository.root)
         except SwampError:
             old = None
-        identity = old.get("id") if isinstance(old, dict) else None
-        if not isinstance(data, dict) or not isinstance(identity, str) or not is_uuid(identity):
+        identity = old.get("id") if isinstance(old, dict) else self._id_in_text(path)
+        if not isinstance(data, dict):
             return text
+        if not isinstance(identity, str) or not is_uuid(identity):
+            if "id" in data:
+                return text
+            identity = str(uuid.uuid4())
         if "id" not in data:
             return set_key(text, ("id",), identity, first=True, shown=shown)
         if data["id"] != identity:
@@ -245,6 +249,13 @@ class Folder:
                 hint=f"keep id: {identity}, or make a new {self.noun} with swamp {self.noun} create",
             )
         return text
+
+    def _id_in_text(self, path: Path) -> str | None:
+        """The id in a file that does not parse."""
+        with contextlib.suppress(OSError):
+            match = re.search(rb"^id:[ \t]*[\"']?([0-9a-f-]{36})", path.read_bytes(), re.MULTILINE)
+            return match[1].decode() if match else None
+        return None
 
     def _give_id(self, path: Path) -> tuple[Any, Source]:
         """Generate the missing `id` and write it back as the first key."""

@@ -107,7 +107,11 @@ class Models:
         text = dump(document)
         problems = check_model(self.parse(text, shown), model_type, partial=True)
         if problems:
-            raise LocalError("\n".join(problems), hint=f"swamp model type describe {model_type.name}")
+            # The file does not exist yet: its lines mean nothing to whoever typed arguments.
+            raise LocalError(
+                "\n".join(found.partition(": ")[2] for found in problems),
+                hint=f"swamp model type describe {model_type.name}",
+            )
         with self.folder.lock():
             existing = self.folder.path_of(name)
             if existing is not None:

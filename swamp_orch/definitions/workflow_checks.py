@@ -81,8 +81,7 @@ class WorkflowChecks:
         found += self._nesting(workflow)
         return found
 
-    # ── parts
-    # ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── parts ─────────────────────────────────────────────────────────────────────────────────────
 
     def _names(self, workflow: Workflow, step: Step | None = None, *, webhook: bool = False) -> Names:
         item = step.for_each.item if step is not None and step.for_each is not None else None
@@ -232,5 +231,4 @@ def _as_checks(name: str, findings: list[Any]) -> Iterator[Check]:
 
 
 def _failed(name: str, where: str, error: SwampError) -> Check:
-    message = error.message
-    return Check(name, False, error=f"{where}: {message}")
+    return Check(name, False, error=f"{where}: {error.message}")
