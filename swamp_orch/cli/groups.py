@@ -189,7 +189,7 @@ class NoSubcommand(UsageError):
         super().__init__("No subcommand specified", hint="one of availableCommands")
         self.available = list(members)
 
-    def document(self) -> dict[str, Any]: # one field more than other errors
+    def document(self) -> dict[str, Any]:  # one field more than other errors
         return {**super().document(), "availableCommands": self.available}
 
 

@@ -272,7 +272,7 @@ def output_get(invocation: Invocation, output: str) -> None:
         invocation.document(found)
         return
     print(f"Output: {found['id']}")
-    print(f"Model: {found.get('modelName')} ({found.get('modelType')})")
+    print(f"Model: {found.get('modelName')} ({found.get('type')})")
     print(f"Method: {found.get('methodName')}")
     print(f"Status: {found.get('status')}")
     print(f"Started: {found.get('startedAt') or '-'}")
@@ -280,8 +280,10 @@ def output_get(invocation: Invocation, output: str) -> None:
     if found.get("error"):
         error = found["error"]
         print(f"Error: {error.get('message') if isinstance(error, dict) else error}")
-    for artifact in found.get("artifacts") or []:
-        print(f"  {artifact.get('name')} (v{artifact.get('version', '?')})")
+    artifacts = (found.get("artifacts") or {}).get("dataArtifacts") or []
+    if artifacts:
+        print("Data produced:")
+        invocation.lines(*(f"  {made['name']} (v{made['version']})" for made in artifacts))
 
 
 @command(

@@ -242,10 +242,12 @@ def doctor(invocation: Invocation, fix: bool) -> int:
 
 
 def _resolve(invocation: Invocation, name: str) -> str:
-    """A run id as it is; for a workflow, its latest run."""
-    if re.fullmatch(r"[0-9a-f-]{36}", name):
+    """A run id, or the beginning of one, as it is; for a workflow, its latest run."""
+    if UUID_PATTERN.fullmatch(name):
         return name
     runs = _runs(invocation.call("run.list", workflow=name, limit=1))
+    if not runs and re.fullmatch(r"[0-9a-f-]{8,35}", name):
+        return name
     if not runs:
         raise NotFound(f"no run of {name} is known", hint=f"run it: swamp workflow run {name}")
     return _id(runs[0])

@@ -60,14 +60,6 @@ def token_create(
     print("This token is shown once and will not be displayed again — store it now.")
 
 
-def _bound(token: dict[str, Any]) -> str:
-    bindings = token.get("bindings") or []
-    most = token.get("maxEnrollments", 1)
-    if most != 1:
-        return f"{token.get('bindingCount', len(bindings))} / {most}"
-    return bindings[0]["machineId"] if bindings else "-"
-
-
 @command("list", help="List enrollment tokens with their effective state, expiry and bound machine.")
 def token_list(invocation: Invocation) -> None:
     tokens = invocation.call("token.list")
@@ -78,7 +70,7 @@ def token_list(invocation: Invocation) -> None:
         print("No enrollment tokens found.")
         print("Mint one with: swamp worker token create <name> --duration 24h")
         return
-    rows = [(t["name"], t["effectiveState"], t["expiresAt"], _bound(t)) for t in tokens]
+    rows = [(t["name"], t["effectiveState"], t["expiresAt"], t.get("boundMachine") or "-") for t in tokens]
     invocation.lines(
         *console.table(
             ("NAME", "STATE", "EXPIRES", "BOUND MACHINE"),
