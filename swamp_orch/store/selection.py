@@ -154,7 +154,7 @@ def _instants(column: str, texts: Sequence[str], comparison: Comparison) -> tupl
         same = first <= _INSTANT_MAX and iso(first) == text
         match comparison:
             case Comparison.EQ:
-                conditions.append(f"{column} = ?" if same else "0 = ?")
+                conditions.append(f"{column} = ?" if same else "? IS NULL")
             case Comparison.NE:
                 conditions.append(f"{column} <> ?" if same else "1 OR ?")
             case Comparison.GE:
