@@ -105,6 +105,7 @@ SHELL_VALUES_MAX: Final = 1 * MIB  # all of them for one shell text; the system'
 INLINE_CONTENT_MAX: Final = 32 * KIB  # larger content becomes a blob file
 DATA_BODY_MAX: Final = 10 * 1024 * MIB
 BALLAST_BYTES: Final = 8 * MIB
+EXPORT_MAX: Final = 64 * MIB  # one record in one answer
 ATTRIBUTES_MAX: Final = 4 * MIB  # larger JSON content has no queryable attributes
 BLOB_ORPHAN_KEPT_S: Final = 48 * 3600.0  # a staged blob no row names yet is kept this long
 STORE_BUSY_S: Final = 30.0  # wait for another process that is writing
