@@ -1,0 +1,408 @@
+"""Evaluation: templates and a scope become values.
+
+Rules:
+
+1. Only `Template`s and `Tree`s are evaluated. Values that come in through a scope go through the engine as
+   data and are never looked at as text.
+2. A whole-value expression keeps its type (instants become ISO 8601 text, bytes base64: results are
+   JSON-shaped). Inside other text: strings as they are, null is nothing, true/false, numbers as CEL writes
+   them, maps and lists as JSON on one line.
+3. Secrets stay deferred. While the engine works, a secret is a marker with a random part; afterwards markers
+   become `Secret`s. So that a marker is never taken for the text it stands for, `_Use` proves beforehand that
+   the expression only passes secrets on: as a whole, joined to other text with `+` or `join`, chosen by `?
+   :`, in a list or map. Looking into one (`size`, `==`, `contains`, …) is an error.
+
+It does not read vaults, and does not know shells (`shell.py`).
+"""
+
+import functools
+import json
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+
+from swamp_orch.expressions.scope import FUNCTIONS, VARIABLES, Scope, unfit
+from swamp_orch.expressions.secret import Secret, SecretRef, joined, secrets_in
+from swamp_orch.expressions.template import Expression, Template, Tree
+from swamp_orch.query import syntax
+from swamp_orch.query.environment import CelError, Compiled, UnknownName, compile_expression, json_value
+from swamp_proto.errors import SwampError
+
+_DECLARED: Final = tuple(dict.fromkeys(function.name for function in FUNCTIONS))
+
+
+def evaluate_tree(tree: Tree, scope: Scope) -> Any:
+    """The value of a tree, place by place. Raises `ExpressionError`, and what the scope's functions raise."""
+    if isinstance(tree, Template):
+        return evaluate(tree, scope)
+    if isinstance(tree, dict):
+        return {key: evaluate_tree(item, scope) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [evaluate_tree(item, scope) for item in tree]
+    return tree[0]
+
+
+def evaluate(template: Template, scope: Scope) -> Any:
+    """The value of a template: of any type if it is one expression, else a text (or a `Secret`)."""
+    for expression in template.expressions:
+        if expression.is_raw:
+            raise template.error(
+                f"expression `{expression.text}`: raw(…) has a meaning only in a shell's `run`",
+                "leave raw() out here",
+                at=expression.at,
+            )
+    whole = template.whole
+    if whole is not None:
+        return evaluate_expression(template, whole, scope)
+    parts: list[str | Secret] = []
+    for part in template.parts:
+        if isinstance(part, str):
+            parts.append(part)
+        else:
+            parts.append(as_text(template, part, evaluate_expression(template, part, scope)))
+    return joined(parts)
+
+
+def evaluate_expression(template: Template, expression: Expression, scope: Scope) -> Any:
+    """The value of one expression of `template`, JSON-shaped, possibly with `Secret`s in it."""
+    compiled = compiled_expression(template, expression)
+    data = _data(template, expression, compiled, scope)
+    plan = _plan(compiled)
+    for name, value in data.items() if scope.unfit or "model" in data else ():
+        problem = unfit(value)
+        if problem is not None:
+            raise template.error(
+                f"expression `{expression.text}`: `{name}` holds {problem}, which expressions cannot carry",
+                "pass such content as a file",
+                at=expression.at,
+            )
+    markers = _Markers()
+    if scope.holds_secrets or plan.calls_vault:
+        try:
+            _Use(data).check(compiled.tree.root)
+        except _Looked as looked:
+            raise template.error(
+                f"expression `{expression.text}` {looked.problem}",
+                "a secret can be passed on or joined with +; work with its text inside the step",
+                at=expression.at,
+            ) from None
+        data = {name: markers.put(value) for name, value in data.items()}
+    functions = dict(scope.functions)
+    for name in plan.functions:
+        if name == "vault.get" and scope.secrets:
+            functions[name] = markers.vault_get
+        elif name in functions:
+            functions[name] = functools.partial(_fit, template, expression, name, functions[name])
+        else:
+            raise _unavailable(template, expression, f"{name}()", scope)
+    try:
+        value = compiled.evaluate(data, functions)
+    except CelError as error:
+        raise template.error(str(error), error.hint, at=expression.at) from None
+    return markers.take(json_value(value))
+
+
+def _fit(
+    template: Template, expression: Expression, name: str, function: Callable[..., Any], *arguments: Any
+) -> Any:
+    """The function's answer, unless the engine would change it."""
+    answer = function(*arguments)
+    problem = unfit(answer)
+    if problem is not None:
+        raise template.error(
+            f"expression `{expression.text}`: {name}() gave {problem}, which expressions cannot carry",
+            "pass such content as a file",
+            at=expression.at,
+        )
+    return answer
+
+
+def as_text(template: Template, expression: Expression, value: Any) -> str | Secret:
+    """A value as it stands inside text."""
+    match value:
+        case str() | Secret():
+            return value
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float():
+            return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+        case _:
+            if next(iter(secrets_in(value)), None) is not None:
+                raise template.error(
+                    f"expression `{expression.text}` is a map or list that holds a secret,"
+                    " and cannot be put into text",
+                    "put the secret itself there, or pass the whole as a value of its own",
+                    at=expression.at,
+                )
+            return json.dumps(value, ensure_ascii=False)
+
+
+def compiled_expression(template: Template, expression: Expression) -> Compiled:
+    """The checked expression. Raises `ExpressionError`; needs no scope, so that validation uses it too."""
+    try:
+        return _compile(expression.code)
+    except UnknownName as error:
+        name = error.name
+        if name in {"data", "file", "vault", "workers"}:
+            known = [f"{item}()" for item in _DECLARED if item.startswith(f"{name}.")]
+            message, hint = f"`{name}` is not a value by itself", f"it has {', '.join(known)}"
+        elif name == "raw":
+            message, hint = "raw(…) must be the whole expression, in a shell's `run`", None
+        else:
+            namespaces = [*VARIABLES, "data", "file", "vault", "workers"]
+            message, hint = f"unknown name `{name}`", error.hint or f"there are: {', '.join(namespaces)}"
+        raise template.error(f"expression `{expression.text}`: {message}", hint, at=expression.at) from None
+    except CelError as error:
+        problem = str(error)
+        hint = error.hint
+        if _RAW_INSIDE.search(expression.text) and not expression.is_raw:
+            hint = "raw(…) must be the whole expression, in a shell's `run`"
+        elif "undeclared reference" in problem:
+            hint = f"functions are: {', '.join(_DECLARED)}, and those of CEL"
+        raise template.error(f"expression `{expression.text}`: {problem}", hint, at=expression.at) from None
+
+
+_RAW_INSIDE: Final = re.compile(r"\braw\s*\(")
+
+
+@functools.lru_cache(maxsize=2048)
+def _compile(code: str) -> Compiled:
+    return compile_expression(code, VARIABLES, FUNCTIONS)
+
+
+# ── what an expression needs ─────────────────────────────────────────────────────────────────────
+
+
+@attrs.frozen
+class Plan:
+    """What the syntax tree says an expression asks for."""
+
+    functions: tuple[str, ...]  # declared ones it calls, by name
+    models: tuple[str, ...]  # `model.<name>`
+    computed_model: bool  # `model[…]` with something that is not a constant
+
+    @property
+    def calls_vault(self) -> bool:
+        return "vault.get" in self.functions
+
+
+def called(node: syntax.Node) -> str | None:
+    """The declared function a node calls: `data.latest`."""
+    match node:
+        case syntax.Call(function=function, target=syntax.Name(name=namespace)):
+            name = f"{namespace}.{function}"
+            return name if name in _DECLARED else None
+        case _:
+            return None
+
+
+def plan_of(compiled: Compiled) -> Plan:
+    """What `compiled` asks for, in the order of the text."""
+    functions: dict[str, None] = {}
+    models: dict[str, None] = {}
+    uses = constant = 0
+    for node in syntax.walk(compiled.tree.root):
+        name = called(node)
+        if name is not None:
+            functions[name] = None
+        if isinstance(node, syntax.Name) and node.name == "model":
+            uses += 1
+        path = syntax.path_of(node) if isinstance(node, syntax.Select | syntax.Call) else None
+        if path is not None and path[0] == "model" and len(path) == 2:
+            models[path[1]] = None
+            constant += 1
+    return Plan(tuple(functions), tuple(models), "model" in compiled.names and uses > constant)
+
+
+@functools.lru_cache(maxsize=2048)
+def _plan_of_text(text: str) -> Plan:
+    return plan_of(_compile(text))
+
+
+def _plan(compiled: Compiled) -> Plan:
+    return _plan_of_text(compiled.text)
+
+
+def _data(template: Template, expression: Expression, compiled: Compiled, scope: Scope) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in compiled.names:
+        if name == "model" and scope.model is not None:
+            plan = _plan(compiled)
+            if plan.computed_model:
+                raise template.error(
+                    f"expression `{expression.text}`: `model` needs a name that is written out",
+                    'model.<name>.… or model["<name>"].…; data.latest(model, name) takes computed names',
+                    at=expression.at,
+                )
+            found[name] = {model: scope.model(model) for model in plan.models}
+        elif name in scope.values:
+            found[name] = scope.values[name]
+        else:
+            raise _unavailable(template, expression, f"`{name}`", scope)
+    return found
+
+
+def _unavailable(template: Template, expression: Expression, what: str, scope: Scope) -> SwampError:
+    return template.error(
+        f"expression `{expression.text}`: {what} is not available here",
+        f"available here: {', '.join(scope.available()) or 'nothing'}",
+        at=expression.at,
+    )
+
+
+# ── secrets on their way through the engine ──────────────────────────────────────────────────────
+
+
+class _Markers:
+    """Secrets of one evaluation, as texts that nobody can have written down before."""
+
+    def __init__(self) -> None:
+        self._nonce = secrets.token_hex(16)
+        self._known: list[Secret] = []
+        self._pattern = re.compile(f"\ue000{self._nonce}:([0-9]+)\ue001")
+
+    def _mark(self, secret: Secret) -> str:
+        self._known.append(secret)
+        return f"\ue000{self._nonce}:{len(self._known) - 1}\ue001"
+
+    def vault_get(self, vault: str, key: str) -> str:
+        return self._mark(Secret((SecretRef(vault, key),)))
+
+    def put(self, value: Any) -> Any:
+        """A copy with markers in place of secrets."""
+        if isinstance(value, Secret):
+            return self._mark(value)
+        if isinstance(value, Mapping):
+            return {key: self.put(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.put(item) for item in value]
+        return value
+
+    def take(self, value: Any) -> Any:
+        """A copy with secrets in place of markers."""
+        if not self._known:
+            return value
+        if isinstance(value, str):
+            parts: list[str | Secret] = []
+            for index, piece in enumerate(self._pattern.split(value)):
+                parts.append(self._known[int(piece)] if index % 2 else piece)
+            return joined(parts)
+        if isinstance(value, dict):
+            return {key: self.take(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.take(item) for item in value]
+        return value
+
+
+class _Looked(Exception):
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+_PASSES_ON: Final = frozenset({"_+_", "join", "orValue", "or", "value", "string", "dyn"})
+_SELECTS: Final = frozenset({syntax.INDEX, syntax.OPTIONAL_SELECT, syntax.OPTIONAL_INDEX})
+
+
+@attrs.frozen
+class _Use:
+    """Proves that an expression does nothing with a secret but pass it on.
+
+    `of(node, bound)` says whether the value of `node` can be or hold a secret. It errs on the side of
+    secrecy: what is picked out of something that holds one counts as one, unless the path is written out and
+    the value is at hand.
+    """
+
+    data: Mapping[str, Any]
+
+    def check(self, root: syntax.Node) -> None:
+        self.of(root, {})
+
+    def of(self, node: syntax.Node, bound: Mapping[str, bool]) -> bool:
+        match node:
+            case syntax.Constant():
+                return False
+            case syntax.Name(name=name):
+                return bound[name] if name in bound else self._holds((name,))
+            case syntax.Select(operand=operand, test_only=test_only):
+                return self._picked(node, (operand,), bound) and not test_only
+            case syntax.Call():
+                return self._call(node, bound)
+            case syntax.ListLiteral(elements=elements):
+                return self._any(elements, bound)
+            case syntax.MapLiteral(entries=entries):
+                for key, _ in entries:
+                    if key is not None and self.of(key, bound):
+                        raise _Looked("uses a secret as a key")
+                return self._any([item for _, item in entries], bound)
+            case syntax.Comprehension():
+                return self._comprehension(node, bound)
+
+    def _any(self, nodes: "list[syntax.Node] | tuple[syntax.Node, ...]", bound: Mapping[str, bool]) -> bool:
+        found = False
+        for node in nodes:  # all of them: each must be proved
+            found |= self.of(node, bound)
+        return found
+
+    def _picked(
+        self, node: syntax.Node, operands: tuple[syntax.Node, ...], bound: Mapping[str, bool]
+    ) -> bool:
+        path = syntax.path_of(node)
+        if path is not None and path[0] not in bound:
+            return self._holds(path)
+        return self._any(operands, bound)
+
+    def _holds(self, path: tuple[str, ...]) -> bool:
+        value: Any = self.data
+        for key in path:
+            if isinstance(value, Secret):
+                return True
+            if not isinstance(value, Mapping) or key not in value:
+                return False
+            value = value[key]
+        return next(iter(secrets_in(value)), None) is not None
+
+    def _call(self, node: syntax.Call, bound: Mapping[str, bool]) -> bool:
+        name = called(node)
+        if name is not None:
+            if self._any(node.arguments, bound):
+                raise _Looked(f"gives a secret to {name}()")
+            return name == "vault.get"
+        function = node.function
+        if function in _SELECTS:
+            container, key = node.arguments
+            if self.of(key, bound):
+                raise _Looked("uses a secret as a key")
+            return self._picked(node, (container,), bound)
+        if function == "_?_:_":
+            condition, *branches = node.arguments
+            if self.of(condition, bound):
+                raise _Looked("decides by a secret")
+            return self._any(branches, bound)
+        operands = node.arguments if node.target is None else (node.target, *node.arguments)
+        found = self._any(operands, bound)
+        if found and function == "hasValue":
+            return False
+        if found and function not in _PASSES_ON:
+            shown = function.strip("_@") if function.startswith(("_", "@", "!")) else f"{function}()"
+            raise _Looked(f"looks into a secret with {shown}")
+        return found
+
+    def _comprehension(self, node: syntax.Comprehension, bound: Mapping[str, bool]) -> bool:
+        item, collected, *more = node.variables
+        over, start = self.of(node.range, bound), self.of(node.start, bound)
+        condition, step, result = node.body
+        inner = {**bound, item: over, **dict.fromkeys(more, over), collected: start}
+        if self.of(step, inner) and not start:
+            inner[collected] = True
+            self.of(step, inner)
+        if self.of(condition, inner):
+            raise _Looked("decides by a secret")
+        return self.of(result, inner)
