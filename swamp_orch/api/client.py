@@ -41,6 +41,9 @@ PATH: Final = "/client/v1/"
 CONNECT_S: Final = 10.0  # one attempt to reach an orchestrator
 ANSWER_S: Final = 300.0  # one answer; calls that last longer are streams
 STARTING_S: Final = 5.0  # a serve that holds the lock may take this long until its socket answers
+SILENCE_S: Final = (
+    60.0  # a stream carries at least an empty line every 15 s; this long without is a dead link
+)
 IDLE_CONNECTIONS_MAX: Final = 4
 
 ERRORS: Final[Mapping[str, type[SwampError]]] = {
@@ -90,14 +93,6 @@ class _UnixConnection(HTTPConnection):
         except BaseException:
             self.sock.close()
             raise
-
-
-def _keep_alive(link: socket.socket) -> None:
-    """A watched run may be silent for hours; the kernel tells us when the other machine is gone."""
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, option):
-            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 class HttpSession:
@@ -168,7 +163,7 @@ class HttpSession:
 
     def stream(self, name: str, /, **parameters: Any) -> Iterator[dict[str, Any]]:
         """JSON objects as they come, until the stream ends. A link that breaks is `Broken`."""
-        connection, response = self._request(name, parameters, None)
+        connection, response = self._request(name, parameters, SILENCE_S)
         done = False
         try:
             if response.status != 200:
@@ -208,7 +203,7 @@ class HttpSession:
     # ── one request ───────────────────────────────────────────────────────────────────────────────────────
 
     def _request(
-        self, name: str, parameters: Mapping[str, Any], timeout_s: float | None
+        self, name: str, parameters: Mapping[str, Any], timeout_s: float
     ) -> tuple[HTTPConnection, HTTPResponse]:
         body = json.dumps(parameters).encode()
         connection = self._reusable() or self._connected()
@@ -236,8 +231,6 @@ class HttpSession:
         connection = self._dial()
         try:
             connection.connect()
-            if connection.sock.family != socket.AF_UNIX:
-                _keep_alive(connection.sock)
         except (OSError, HTTPException) as problem:
             connection.close()
             raise self._unreachable(problem) from problem
@@ -400,8 +393,8 @@ def open_session(
 
 def is_own(repository: "Repository", url: str) -> bool:
     """Whether `url` is this machine's orchestrator of `repository`: its credential goes nowhere else."""
-    _, host, port = server_address(url)
-    mine = holder(repository)
-    if mine.get("port") != port:
+    mine = holder(repository).get("url")
+    if not isinstance(mine, str):
         return False
-    return host in ("localhost", "127.0.0.1", "::1", str(mine.get("host", "127.0.0.1")))
+    (_, my_host, my_port), (_, host, port) = server_address(mine), server_address(url)
+    return port == my_port and host in ("localhost", "127.0.0.1", "::1", my_host)
