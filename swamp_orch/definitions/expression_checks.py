@@ -75,6 +75,28 @@ def check_text(text: str, where: str, names: Names) -> list[Finding]:
     return found
 
 
+def check_shell(
+    arguments: Mapping[str, Any], names: Collection[str], path: DocumentPath, source: Source
+) -> list[Finding]:
+    """Check where expressions stand in the arguments that are shell text (`names`): each must be in a place
+    where it can be passed as a variable."""
+    from swamp_orch.expressions.shell import shell_problems
+    from swamp_orch.expressions.template import parse
+
+    found: list[Finding] = []
+    for key in arguments:
+        text = arguments[key]
+        if key not in names or not isinstance(text, str) or "${{" not in text:
+            continue
+        try:
+            template = parse(text)
+        except SwampError:
+            continue  # reported as an error of its own
+        where = source.at(*path, key)
+        found += [Finding(f"{where}: {_with_hint(problem)}") for problem in shell_problems(template)]
+    return found
+
+
 def lookalike_warnings(value: Any, path: DocumentPath, source: Source) -> Iterator[str]:
     """Texts that look like expressions and are none: `{{ inputs.x }}`, `${ inputs.x }`."""
     from swamp_orch.expressions.template import lookalikes, parse

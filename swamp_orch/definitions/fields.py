@@ -348,12 +348,9 @@ def check_expressions(value: Any, findings: Findings, path: DocumentPath = ()) -
 
 def expression_problem(text: str) -> tuple[str, str | None] | None:
     """What is wrong with the expressions in `text`, and what to do; None when they are well formed."""
+    from swamp_orch.expressions.template import parse
     from swamp_proto.errors import SwampError
 
-    try:
-        from swamp_orch.expressions.template import parse
-    except ModuleNotFoundError:
-        return None
     try:
         parse(text)
     except SwampError as error:

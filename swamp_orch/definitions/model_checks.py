@@ -6,7 +6,13 @@ is a warning, because the same definition gives another result on another machin
 
 from typing import Any, Final
 
-from swamp_orch.definitions.expression_checks import Names, check_tree, environment_names, lookalike_warnings
+from swamp_orch.definitions.expression_checks import (
+    Names,
+    check_shell,
+    check_tree,
+    environment_names,
+    lookalike_warnings,
+)
 from swamp_orch.definitions.models import Models, check_arguments_of
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.values import ModelDefinition
@@ -42,6 +48,8 @@ def model_checks(
 
     names = Names(inputs=definition.inputs, self_keys=SELF_KEYS, models=models.names, vaults=vaults)
     findings = check_tree(parts, (), source, names)
+    for method, given in definition.methods.items():
+        findings += check_shell(given, model_type.shell_arguments, ("methods", method, "arguments"), source)
     validations.append(_check("Expressions", [found.text for found in findings if not found.warning]))
     warnings += [{"name": "Expressions", "message": found.text} for found in findings if found.warning]
     warnings += [

@@ -229,6 +229,8 @@ def _read_marker_as_yaml(marker: Path, lenient: bool) -> dict[str, str]:
         if lenient:
             return {}
         raise
+    if not isinstance(data, dict):
+        return {}
     return {key: str(value) for key, value in data.items() if isinstance(value, str | int | float)}
 
 

@@ -14,7 +14,14 @@ from typing import Any, Final
 import attrs
 
 from swamp_orch.definitions.conditions import find_cycle
-from swamp_orch.definitions.expression_checks import Names, check_text, check_tree, lookalike_warnings
+from swamp_orch.definitions.expression_checks import (
+    Finding,
+    Names,
+    check_shell,
+    check_text,
+    check_tree,
+    lookalike_warnings,
+)
 from swamp_orch.definitions.fields import has_expression
 from swamp_orch.definitions.inputs import method_arguments, resolve_inputs
 from swamp_orch.definitions.models import Models
@@ -130,6 +137,8 @@ class WorkflowChecks:
                         workflow, task, path, f"Step inputs for {where} (workflow {task.workflow})"
                     )
         yield from self._step_expressions(workflow, job, step, path, raw)
+        if isinstance(step.task, ModelMethodTask) and isinstance(step.task.inputs, Mapping):
+            yield from _as_checks(f"Shell text of {where}", self._shell(workflow, step.task, path))
         if not step.placement.is_remote:
             if step.placement.queue_timeout_s is not None:
                 yield Check(
@@ -179,6 +188,16 @@ class WorkflowChecks:
             return _failed(name, source.at(*path, "task", "inputs"), error)
         return Check(name)
 
+    def _shell(self, workflow: Workflow, task: ModelMethodTask, path: DocumentPath) -> list[Finding]:
+        assert isinstance(task.inputs, Mapping)
+        try:
+            model_type = self.models.type_of(self.models.find(task.model))
+        except SwampError:
+            return []  # reported by the check of the step's inputs
+        return check_shell(
+            task.inputs, model_type.shell_arguments, (*path, "task", "inputs"), workflow.source
+        )
+
     def _nested(self, workflow: Workflow, task: WorkflowTask, path: DocumentPath, name: str) -> Check:
         try:
             child = self.workflows.find(task.workflow)
@@ -220,7 +239,7 @@ class WorkflowChecks:
                 yield Check(name)
 
 
-def _as_checks(name: str, findings: list[Any]) -> Iterator[Check]:
+def _as_checks(name: str, findings: list[Finding]) -> Iterator[Check]:
     """One check for a list of findings; nothing when there is nothing to say."""
     errors = [found.text for found in findings if not found.warning]
     warnings = [found.text for found in findings if found.warning]

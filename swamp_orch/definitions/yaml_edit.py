@@ -68,8 +68,13 @@ def scalar(value: Any) -> str:
         and _is_text(text)
     ):
         return text
-    quoted = json.dumps(text, ensure_ascii=False)
-    # JSON leaves characters alone that YAML does not allow or folds.
+    return _quoted(text)
+
+
+def _quoted(value: Any) -> str:
+    """A text in double quotes, or a list or map in brackets. JSON leaves some characters alone that YAML does
+    not allow or folds."""
+    quoted = json.dumps(value, ensure_ascii=False)
     return re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", quoted)
 
 
@@ -83,7 +88,7 @@ def _is_text(text: str) -> bool:
 def _emit(lines: list[str], value: Mapping[str, Any], indent: int) -> None:
     pad = " " * indent
     for key, item in value.items():
-        name = key if _KEY.fullmatch(key) and _is_text(key) else json.dumps(key, ensure_ascii=False)
+        name = key if _KEY.fullmatch(key) and _is_text(key) else _quoted(key)
         _emit_item(lines, f"{pad}{name}:", item, indent)
 
 
@@ -99,7 +104,7 @@ def _emit_item(lines: list[str], head: str, item: Any, indent: int) -> None:
                 _emit(block, element, indent + 4)
                 block[0] = " " * (indent + 2) + "- " + block[0].lstrip(" ")
             elif isinstance(element, Sequence) and not isinstance(element, str):
-                block.append(" " * (indent + 2) + "- " + json.dumps(element))
+                block.append(" " * (indent + 2) + "- " + _quoted(element))
             else:
                 _emit_item(block, " " * (indent + 2) + "-", element, indent + 2)
             lines.extend(block)
@@ -169,7 +174,6 @@ def _patch(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: boo
     """The edit as a change of a few characters, or None."""
     if isinstance(value, Mapping | list | tuple):
         return None
-    text_in, offset = (text[1:], 1) if text.startswith("\ufeff") else (text, 0)
     span = parsed.spans.get(path)
     written = scalar(value)
     if span is not None:
@@ -177,7 +181,7 @@ def _patch(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: boo
             return None
         if span.start == span.end:
             written = " " + written  # `key:` with nothing behind it
-        return text[:offset] + text_in[: span.start] + written + text_in[span.end :]
+        return text[: span.start] + written + text[span.end :]
     parent = parsed.spans.get(path[:-1])
     siblings = [
         found for key, found in parsed.spans.items() if len(key) == len(path) and key[:-1] == path[:-1]
@@ -189,7 +193,7 @@ def _patch(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: boo
     pad = " " * siblings[0].column
     if first:
         at = siblings[0].key_start
-        return text[:offset] + text_in[:at] + line + "\n" + pad + text_in[at:]
+        return text[:at] + line + "\n" + pad + text[at:]
     # Block maps and lists end where the next token starts, behind comments that are not theirs: ask the
     # leaves.
     leaves = [
@@ -198,11 +202,11 @@ def _patch(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: boo
         if key[: len(path) - 1] == path[:-1] and (found.flow or found.style not in ("map", "list"))
     ]
     end = max(leaves)
-    body = text_in[:end].rstrip()
-    stop = text_in.find("\n", len(body))
+    body = text[:end].rstrip()
+    stop = text.find("\n", len(body))
     if stop < 0:
-        return text[:offset] + text_in + "\n" + pad + line + "\n"
-    return text[:offset] + text_in[:stop] + "\n" + pad + line + text_in[stop:]
+        return text + "\n" + pad + line + "\n"
+    return text[:stop] + "\n" + pad + line + text[stop:]
 
 
 def _round_trip(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: bool) -> str | None:

@@ -135,7 +135,7 @@ def parse(text: str, shown: Path, *, spans: bool = False) -> Parsed:
         return _Builder(shown, text, spans).build(yaml.parse(io.StringIO(text)))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        if "end of stream" in str(error.problem) or "<stream end>" in str(error.problem):
+        if "end of stream" in str(error.problem) or str(error.problem).startswith("expected ',' or"):
             mark = error.context_mark or mark  # where it was opened, not where the file ends
         line = mark.line + 1 if mark is not None else 1
         _refuse_syntax(
@@ -347,9 +347,9 @@ def _refuse_syntax(shown: Path, line: int, text: str, problem: str, context: str
         found, hint = "a line without `key: value`", "check the indentation, or quote the text above it"
     elif "unexpected end of stream" in problem:
         found, hint = "a quote is never closed", "close it"
-    elif "<stream end>" in problem:
+    elif problem.startswith("expected ',' or") or "<stream end>" in problem:
         bracket = "}" if "mapping" in context else "]"
-        found, hint = f"a bracket is never closed: `{bracket}` is missing", "close it"
+        found, hint = f"a bracket is never closed, or a comma is missing: `{bracket}`", "close it"
     elif "cannot start any token" in problem:
         match = re.search(r"character '(.+?)'", problem)
         found = f"a value cannot start with `{match[1] if match else '?'}`"
