@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Final
 
 from swamp_orch.cli.invocation import Invocation
-from swamp_orch.cli.livezone import FRAME_S, LiveZone
+from swamp_orch.cli.livezone import FRAME_S, LiveZone, tame
 from swamp_orch.cli.runtree import RunTree
 from swamp_proto.errors import Broken, ExitCode, Interrupted, NotConnected, OperationFailed
 
@@ -226,6 +226,7 @@ class _TextShow:
         )
         self._zone: LiveZone | None = None
         self._live = live
+        self._terminal = sys.stdout.isatty()
         self._drawn_at = float("-inf")
 
     def __enter__(self) -> "_TextShow":
@@ -258,7 +259,7 @@ class _TextShow:
         if self._zone is None:
             printed = False
             for line in lines:
-                print(line)
+                print(tame(line) if self._terminal else line)
                 printed = True
             if printed:
                 sys.stdout.flush()

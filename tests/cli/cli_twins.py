@@ -10,8 +10,10 @@ from swamp_orch.api.application import check_parameters
 
 
 class FakeSession:
-    """Answers by call name: a value, an exception, or a function of the parameters. Every call is checked with the
-    catalogue, so that a command that asks for something no orchestrator knows fails its test."""
+    """Answers by call name: a value, an exception, or a function of the parameters.
+
+    Every call is checked with the catalogue: a command that asks for what no orchestrator knows fails its test.
+    """
 
     where = "fake"
 

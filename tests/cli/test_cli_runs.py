@@ -80,8 +80,7 @@ def test_several_steps_are_grouped_under_what_they_ran() -> None:
     skipped = {"kind": "step_ended", "status": "skipped", "worker": None, "records": []}
     middle = [
         *job_events("build", "fetch", "node-1", ("fetched",)),
-        {"kind": "step_started", "job": "build", "step": "compile", "worker": None, "attempt": 1, "model": "cc",
-         "method": "run"},
+        {"kind": "step_started", "job": "build", "step": "compile", "worker": None, "model": "cc", "method": "run"},
         failed,
         {**skipped, "job": "build", "step": "test", "reason": "compile failed"},
         {"kind": "job_ended", "job": "build", "status": "failed"},
@@ -108,8 +107,8 @@ def test_several_steps_are_grouped_under_what_they_ran() -> None:
 
 
 def test_an_allowed_failure_is_marked_as_one() -> None:
-    ending = {"kind": "step_ended", "job": "build", "step": "echo-on-worker", "status": "failed", "error": "no",
-              "allowedFailure": True, "worker": "n", "records": []}  # fmt: skip
+    ending = {"kind": "step_ended", "job": "build", "step": "echo-on-worker", "status": "failed",
+              "error": "no", "allowedFailure": True, "worker": "n", "records": []}  # fmt: skip
     lines = _lines(run_events([ending, {"kind": "job_ended", "job": "build", "status": "succeeded"}]))
     assert lines == ["build" + " " * 59 + "⚠echo-on-worker", "│ Error (allowed): no"]
 

@@ -165,8 +165,8 @@ def test_worker_queue(swamp: Run) -> None:
     }
     out = swamp("worker", "queue", answers={"worker.queue": [row]}).out
     assert (
-        out
-        == "REQUIREMENT  STEP  MODEL          QUEUED AT  AGE\ntarget=x     s     command/shell  T          1m\n"
+        out == "REQUIREMENT  STEP  MODEL          QUEUED AT  AGE\n"
+        "target=x     s     command/shell  T          1m\n"
     )
 
 
@@ -350,7 +350,8 @@ def test_validate_says_what_failed_and_exits_1(swamp: Run) -> None:
     ended = swamp("workflow", "validate", "w", answers={"workflow.validate": one})
     assert ended.code == 1
     assert ended.out == (
-        "Validating: w\n  ✓ Schema\n  ✗ Arguments\n    → x:3: no\nSummary: 1/2 validations passed\nResult: FAILED\n"
+        "Validating: w\n  ✓ Schema\n  ✗ Arguments\n    → x:3: no\n"
+        "Summary: 1/2 validations passed\nResult: FAILED\n"
     )
     many = {"workflows": [{**one, "passed": True}], "passed": True}
     assert swamp("workflow", "validate", "--json", answers={"workflow.validate": many}).code == 0
@@ -427,7 +428,8 @@ def test_runs_are_listed_and_shown(swamp: Run) -> None:
     latest = {"run.list": {"runs": [row]}, "run.get": run}
     shown = swamp("workflow", "history", "get", "w", answers=latest)
     assert shown.out == (
-        "Workflow: w (Run ID: r)\n  ✗ build (12ms)\n    ✗ s (10ms) on n\n      -> exit code 3\nResult: FAILED (34ms)\n"
+        "Workflow: w (Run ID: r)\n  ✗ build (12ms)\n    ✗ s (10ms) on n\n      -> exit code 3\n"
+        "Result: FAILED (34ms)\n"
     )
     assert swamp("workflow", "history", "get", "w", answers={"run.list": {"runs": []}}).code == 1
 
