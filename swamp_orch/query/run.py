@@ -39,6 +39,12 @@ _MISSING_KINDS: Final = ("NOT_FOUND: ", "INVALID_ARGUMENT: Applying SELECT to no
 """How the engine begins the text of a failure that means `there is no such attribute`; a store cannot tell
 these rows from others that do not match, so they are not counted here either."""
 
+_HEAVY: Final = frozenset({"attributes", "content", "sha256"})
+"""Fields that cost: they are read for the rows that match only."""
+_FIELDS_CHEAP: Final = 4  # so many other fields are read for every row
+_MANY: Final = 32  # matches, from which on …
+_RARE: Final = 20  # … more than one in so many is many
+
 
 @attrs.frozen
 class Answer:
@@ -83,6 +89,7 @@ class _Run:
         self._store = store
         self._query = query
         self._limit = limit
+        self._test = query.predicate.run
         self._skipped = 0
         self._reason = ""
 
@@ -109,43 +116,52 @@ class _Run:
         if self._query.plan.exact:
             # One more than wanted tells whether there are more. A select may skip rows, so it reads on.
             bounded = self._limit is not None and self._query.select is None
-            return self._scan(fields, self._limit + 1 if bounded and self._limit is not None else None)
+            return self._scan(fields, limit=self._limit + 1 if bounded and self._limit is not None else None)
         maker = RowMaker(self._query.predicate, self._store)
-        matching = self._matching(maker)
-        if set(fields) <= set(maker.fields):
-            places = [maker.fields.index(field) for field in fields]
-            return (tuple(row[place] for place in places) for row in matching)
-        return self._widened(matching, fields)
+        if len(fields) <= _FIELDS_CHEAP and not set(fields) - set(maker.fields) & _HEAVY:
+            return self._matching(maker, fields, 0)
+        return self._widened(maker, fields)
 
-    def _widened(self, rows: Iterator[Row], fields: Sequence[str]) -> Iterator[Row]:
-        """Read more fields of each row: by its place in the log, which is a primary key."""
+    def _widened(self, maker: RowMaker, fields: Sequence[str]) -> Iterator[Row]:
+        """Read only what the predicate needs, and the other fields of a row that matched by its place in the
+        log. Where many rows match, reading everything at once is cheaper: then go on that way."""
         anything = everything()
-        for row in rows:
-            for seq, *found in self._store.scan(anything, ("seq", *fields), after=row[-1] - 1, limit=1):
-                if seq == row[-1]:  # else it was collected in between
-                    yield tuple(found)
+        found = 0
+        for scanned, row in enumerate(self._scan(maker.fields), 1):
+            if not self._holds(maker, row):
+                continue
+            seq = row[-1]
+            for at, *wide in self._store.scan(anything, ("seq", *fields), after=seq - 1, limit=1):
+                if at == seq:  # else it was collected in between
+                    yield tuple(wide)
+            found += 1
+            if found >= _MANY and found * _RARE > scanned:
+                yield from self._matching(maker, fields, seq)
+                return
 
-    def _scan(self, fields: Sequence[str], limit: int | None = None) -> Iterator[Row]:
+    def _matching(self, maker: RowMaker, fields: Sequence[str], after: int) -> Iterator[Row]:
+        """Matching rows after a place in the log: `fields` first, then what the predicate needs."""
+        width = len(maker.fields)
+        for row in self._scan((*maker.fields, *fields), after=after):
+            if self._holds(maker, row):
+                yield row[width:]
+
+    def _scan(self, fields: Sequence[str], *, after: int = 0, limit: int | None = None) -> Iterator[Row]:
         """Candidates in the order of the log; the last value is the row's place in it."""
         fields = (*fields, "seq")
         scans: list[Iterator[Row]] = [
-            iter(self._store.scan(selection, fields, limit=limit))
+            iter(self._store.scan(selection, fields, after=after, limit=limit))
             for selection in self._query.plan.selections
         ]
         return scans[0] if len(scans) == 1 else heapq.merge(*scans, key=lambda row: row[-1])
 
-    def _matching(self, maker: RowMaker) -> Iterator[Row]:
-        test = self._query.predicate.run
-        for row in self._scan(maker.fields):
-            try:
-                found = test(data=maker(row)).value()
-            except (RuntimeError, SystemError, SwampError):
-                found = None
-            # One comparison for the common answers: this loop sees every record there is.
-            if found is False:
-                continue
-            if found is True or self._second_look(maker, row):
-                yield row
+    def _holds(self, maker: RowMaker, row: Row) -> bool:
+        try:
+            found = self._test(data=maker(row)).value()
+        except (RuntimeError, SystemError, SwampError):
+            found = None
+        # Two comparisons for the common answers: this is asked of every record there is.
+        return False if found is False else found is True or self._second_look(maker, row)
 
     def _second_look(self, maker: RowMaker, row: Row) -> bool:
         """A row that did not answer true or false: once more with values the engine can represent, then it is
