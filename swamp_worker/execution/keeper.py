@@ -127,9 +127,19 @@ class Keeper:
                 found.append(process.pid)
         return found
 
+    def settle(self, dispatch: str) -> bool:
+        """Whether nothing is left, by now, of one that could not be emptied; if so it is forgotten."""
+        if dispatch not in self._places:
+            return True
+        groups = [pid for pid, name in self._leaders.items() if name == dispatch]
+        if self.left(dispatch, groups[0] if groups else None):
+            return False
+        self.forget(dispatch, groups[0] if groups else None)
+        return True
+
     # ── the process ─────────────────────────────────────────────────────────────────────────────────────────
     def _start(self) -> tuple[int, int]:
-        """Start the keeper process. Returns our end of the lifeline and the descriptor that says it is ready."""
+        """Start the process. Returns our end of the lifeline, and the descriptor that says it is ready."""
         lifeline, held = os.pipe()
         ready, tell = os.pipe()
         try:

@@ -308,16 +308,24 @@ class _Execution:
                         await trio.sleep_forever()
 
     async def _terminate(self) -> None:
+        """TERM, and time for the group to go. A second request may shorten that time, never lengthen it."""
         process.terminate_group(self._child.pid)
-        with trio.move_on_after(
-            self._control.term_s if self._ended_early is Outcome.CANCELLED else CANCEL_TERM_S
-        ):
+        control = self._control
+        with trio.move_on_after(CANCEL_TERM_S) as scope:
+
+            def hurry() -> None:
+                scope.deadline = min(scope.deadline, trio.current_time() + control.term_s)
+
+            if control.cancel_asked.is_set():
+                scope.deadline = trio.current_time() + control.term_s
+            control.on_ask = hurry
             while self._child.status is None or not process.group_is_empty(self._child.pid):
                 with trio.move_on_after(0.01 if self._child.status is not None else 1.0):
                     if self._is_open() or self._child.status is None:
                         await self._turn()
                     else:
                         await trio.sleep_forever()
+        control.on_ask = None
 
     async def _extinguish(self) -> None:
         """KILL until nothing is left. Two system calls and no waiting when nothing is."""

@@ -1,0 +1,203 @@
+"""One control link as the worker sees it: frames out, frames in, replies to whoever asked.
+
+Rules that hold here:
+
+- Every frame passes the session rules (`swamp_proto.session`) in the order in which it leaves or arrives;
+  an unlawful or malformed one ends the link, never the worker.
+- `post`, `ask`, `reply` and `refuse` never wait: they queue, and one writer sends. When the queue is empty
+  the writer asks its `feed` for more, so that log lines are made into frames only as fast as the peer
+  reads, and never delay a heartbeat.
+- A queue of `OUTBOX_FRAMES_MAX` frames means that the peer does not read: the link ends.
+- A reply is handed to the callback of its request; when the link ends first, the callback is never called.
+  What must survive a link is held elsewhere (`core.holdings`).
+
+It does not know what a dispatch is, and keeps no time.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from swamp_proto import codec
+from swamp_proto.envelope import Event, Failure, FailureBody, Frame, Request, Response
+from swamp_proto.errors import Broken, LimitExceeded, MalformedMessage, RefusalCode, Refused, RemoteError
+from swamp_proto.limits import OUTBOX_FRAMES_MAX
+from swamp_proto.messages import RULE_BY_BODY, Side
+from swamp_proto.messages.enrollment import Enroll, Enrolled, Farewell
+from swamp_proto.session import Answered, Asked, Session, Told
+from swamp_proto.trio_io import MessagePipe, PipeBroken
+
+Reply = Response | Failure
+OnReply = Callable[[Reply], None]
+Handler = Callable[[Request | Event], None]
+
+
+class LinkEnded(Broken):
+    """Why a link is over; `retry_after_s` is the server's hint."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Link:
+    """Use: `enroll`, then `run` until it raises `LinkEnded`. Everything else is called from other tasks
+    meanwhile.
+    """
+
+    def __init__(self, pipe: MessagePipe, feed: Callable[["Link"], Frame | None]) -> None:
+        self._pipe = pipe
+        self._feed = feed
+        self._session = Session(Side.WORKER)
+        self._outbox: deque[Frame] = deque()
+        self._waiting: dict[int, OnReply] = {}
+        self._writer = trio.lowlevel.ParkingLot()
+        self._farewell: Farewell | None = None
+        self._scope = trio.CancelScope()
+        self._ended: LinkEnded | None = None
+
+    # ── before anything else ────────────────────────────────────────────────────────────────────────────────
+    async def enroll(self, body: Enroll) -> Enrolled:
+        """Ask to be let in. Raises `Refused`, or `LinkEnded` when no lawful answer comes."""
+        request = Request(self._session.next_id(), body)
+        self._session.send(request)
+        try:
+            await self._pipe.send(codec.encode(request))
+            while True:
+                for happened in self._session.receive(codec.decode(await self._pipe.receive())):
+                    match happened:
+                        case Answered(reply=Response(body=Enrolled() as enrolled)):
+                            return enrolled
+                        case Answered(reply=Failure(failure=failure)):
+                            raise Refused(failure.code, failure.message, retry_after_s=failure.retry_after_s)
+                        case Told(event=Event(body=Farewell() as farewell)):
+                            raise Refused(
+                                farewell.code, farewell.message, retry_after_s=farewell.retry_after_s
+                            )
+        except PipeBroken as broken:
+            raise LinkEnded(_goodbye(broken)) from None
+        except RemoteError as error:
+            raise await self._unlawful(error) from None
+
+    # ── while it is open ────────────────────────────────────────────────────────────────────────────────────
+    async def run(self, handler: Handler) -> None:
+        """Read and write until the link is over. Always raises `LinkEnded`; `handler` must not raise
+        SwampError.
+        """
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                await self._read(handler)
+        assert self._ended is not None
+        raise self._ended
+
+    def end(self, reason: str, retry_after_s: float | None = None) -> None:
+        """End it from this side; the first reason stays."""
+        if self._ended is None:
+            self._ended = LinkEnded(reason, retry_after_s)
+        self._scope.cancel()
+
+    def post(self, body: Any) -> None:
+        """An event."""
+        self._queue(Event(body))
+
+    def ask(self, body: Any, on_reply: OnReply) -> None:
+        """A request."""
+        self._queue(self.request(body, on_reply))
+
+    def request(self, body: Any, on_reply: OnReply) -> Request:
+        """A request for the feed to hand over itself. It must be sent next."""
+        request = Request(self._session.next_id(), body)
+        self._waiting[request.id] = on_reply
+        return request
+
+    def reply(self, request: Request, body: Any) -> None:
+        self._queue(Response(request.id, body, RULE_BY_BODY[type(request.body)].name))
+
+    def refuse(
+        self, request: Request, code: RefusalCode, message: str, retry_after_s: float | None = None
+    ) -> None:
+        body = FailureBody(code, message, retry_after_s)
+        self._queue(Failure(request.id, RULE_BY_BODY[type(request.body)].name, body))
+
+    def wake(self) -> None:
+        """The feed has something."""
+        self._writer.unpark()
+
+    def _queue(self, frame: Frame) -> None:
+        if self._ended is not None:
+            return
+        if len(self._outbox) >= OUTBOX_FRAMES_MAX:
+            self.end("the orchestrator does not read: too many frames wait")
+            return
+        try:
+            self._session.send(frame)
+        except LimitExceeded as error:
+            self.end(error.message)
+            return
+        except Broken as error:
+            self.end(error.message)
+            return
+        self._outbox.append(frame)
+        self._writer.unpark()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                if self._outbox:
+                    frame: Frame | None = self._outbox.popleft()
+                else:
+                    frame = self._feed(self)
+                    if frame is None:
+                        await self._writer.park()
+                        continue
+                    self._session.send(frame)
+                assert frame is not None
+                await self._pipe.send(codec.encode(frame))
+        except PipeBroken as broken:
+            self.end(self._why(broken))
+        except (
+            RemoteError
+        ) as error:  # a frame of ours that is too large: a bug of ours, but not one to die of
+            self.end(f"a frame could not be sent: {error.message}")
+
+    async def _read(self, handler: Handler) -> None:
+        try:
+            while True:
+                frame = codec.decode(await self._pipe.receive())
+                for happened in self._session.receive(frame):
+                    match happened:
+                        case Asked(request=request):
+                            handler(request)
+                        case Told(event=Event(body=Farewell() as farewell)):
+                            self._farewell = farewell
+                            self.end(f"{farewell.code.value}: {farewell.message}", farewell.retry_after_s)
+                        case Told(event=event):
+                            handler(event)
+                        case Answered(request=request, reply=reply):
+                            self._waiting.pop(request.id)(reply)
+                        case _:
+                            pass  # withdrawn: every answer of ours is given at once; moved: nothing to do
+        except PipeBroken as broken:
+            self.end(self._why(broken))
+        except RemoteError as error:
+            ended = await self._unlawful(error)
+            self.end(ended.message)
+
+    async def _unlawful(self, error: RemoteError) -> LinkEnded:
+        code = RefusalCode.MALFORMED if isinstance(error, MalformedMessage) else RefusalCode.UNLAWFUL
+        await self._pipe.aclose(1002, code.value)
+        return LinkEnded(f"the orchestrator broke the protocol: {error.message}")
+
+    def _why(self, broken: PipeBroken) -> str:
+        if self._farewell is not None:
+            return f"{self._farewell.code.value}: {self._farewell.message}"
+        return _goodbye(broken)
+
+
+def _goodbye(broken: PipeBroken) -> str:
+    if broken.reason:
+        return broken.reason
+    return "the connection was closed" if broken.close_code == 1000 else "the connection was lost"
