@@ -31,6 +31,7 @@ RECORD_COLUMNS: Final = (
 
 SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('removals', '0'), ('seq', '0');
 CREATE TABLE record (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL,
@@ -70,6 +71,16 @@ CREATE INDEX record_model ON record (model_name, spec, is_latest);
 CREATE INDEX record_type ON record (model_type, is_latest);
 CREATE INDEX record_run ON record (run) WHERE run <> '';
 CREATE INDEX record_blob ON record (sha256) WHERE content IS NULL;
+CREATE TRIGGER record_new BEFORE INSERT ON record WHEN NEW.version = 1 BEGIN
+  SELECT RAISE(ABORT, 'not new')
+  WHERE EXISTS (SELECT 1 FROM record WHERE model_id = NEW.model_id AND name = NEW.name)
+    OR EXISTS (SELECT 1 FROM reserved WHERE model_id = NEW.model_id AND name = NEW.name);
+END;
+CREATE TRIGGER record_superseded AFTER INSERT ON record WHEN NEW.version > 1 BEGIN
+  UPDATE record SET is_latest = 0 WHERE seq = (
+    SELECT seq FROM record WHERE model_id = NEW.model_id AND name = NEW.name AND version < NEW.version
+    ORDER BY version DESC LIMIT 1);
+END;
 CREATE TABLE reserved (
   model_id TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (model_id, name)
 ) WITHOUT ROWID;

@@ -4,7 +4,8 @@ Rules: batches commit in the order they were submitted; all that wait when the w
 fsync; nobody is answered before that fsync. With `thread=False` (a CLI process) commits happen in the calling thread and no
 thread is started. Several processes may have the store open. Reads never wait for writes and each sees one instant.
 
-The log is folded into the store file in the background (`_Folder`), so that no commit pays for it.
+SQLite's write-ahead log is folded into the store file by a second thread, often enough that the log is written over and over
+in place: an fsync that does not also grow a file costs less than half (measured: 100 instead of 226 µs).
 """
 
 import contextlib
@@ -37,6 +38,8 @@ from swamp_proto.limits import (
     WAL_CHECKPOINT_PAGES,
 )
 
+_PAGES_OF_A_COMMIT = 3  # and about one more for each record
+_FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _WITH_CONTENT = ", ".join(RECORD_COLUMNS)
 _WITHOUT_CONTENT = ", ".join((*RECORD_COLUMNS[:-1], "NULL"))
 
@@ -71,7 +74,9 @@ class SqliteStore:
         self._readers = _Readers(file, self._blobs)
         self._lock = threading.Lock()  # of the write connection
         self._closed = False
-        self._pages_max = WAL_CHECKPOINT_PAGES
+        self._unfolded = 0  # pages in the log, roughly
+        self._fold_wanted = threading.Event()
+        self._fold_last = False
         self.blob_orphan_kept_s = BLOB_ORPHAN_KEPT_S
         db = _connect(file)
         try:
@@ -91,6 +96,8 @@ class SqliteStore:
             self._queue = queue.SimpleQueue()
             self._thread = threading.Thread(target=self._run, name="swamp-store", daemon=True)
             self._thread.start()
+            self._folding = threading.Thread(target=self._fold, name="swamp-store-fold", daemon=True)
+            self._folding.start()
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,8 +139,33 @@ class SqliteStore:
                     group.append(more)
             with self._lock:
                 self._commit(group)
+            self._unfolded += _PAGES_OF_A_COMMIT + sum(len(waiting.prepared.rows) for waiting in group)
+            if self._unfolded >= WAL_CHECKPOINT_PAGES:
+                self._unfolded = 0
+                self._fold_wanted.set()
+            if self._fold_last:
+                self._fold_last = False
+                with self._lock, contextlib.suppress(sqlite3.Error):
+                    self._db.execute(_FOLD).fetchall()
             if stop:
                 return
+
+    def _fold(self) -> None:
+        """The second thread: folding goes on beside commits. Only the last few pages, written meanwhile, are left to the
+        writer, because the log starts over only when nothing in it is unfolded."""
+        try:
+            db = _connect(self._file)
+        except SwampError:
+            return  # the log grows until the store is closed; the writer meets the same trouble and reports it
+        with contextlib.closing(db):
+            while True:
+                self._fold_wanted.wait()
+                self._fold_wanted.clear()
+                if self._closed:
+                    return
+                with contextlib.suppress(sqlite3.Error):
+                    db.execute(_FOLD).fetchall()
+                    self._fold_last = True
 
     def _commit(self, group: list[_Waiting]) -> None:
         outcomes: list[Outcome]
@@ -225,8 +257,13 @@ class SqliteStore:
             return self._writer.forget_keys(before_ms)
 
     def collect_blobs(self) -> int:
-        with self._lock:
-            return self._writer.collect_blobs(time.time() - self.blob_orphan_kept_s)
+        before_s = time.time() - self.blob_orphan_kept_s
+        freed = self._blobs.sweep_staged(before_s)
+        old = list(self._blobs.older_than(before_s))
+        for at in range(0, len(old), 100):
+            with self._lock:  # a few at a time: commits go on in between
+                freed += self._writer.collect_blobs(old[at : at + 100], before_s)
+        return freed
 
     def close(self) -> None:
         """Commit what was submitted, then close. Harmless twice."""
@@ -236,6 +273,8 @@ class SqliteStore:
         if self._queue is not None:
             self._queue.put(None)
             self._thread.join()
+            self._fold_wanted.set()
+            self._folding.join()
         with self._lock:
             self._readers.close()
             self._db.close()
