@@ -152,7 +152,7 @@ class Demo:
         self.commands: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
-        """The whole tutorial. Answers what was proved; raises `OperationFailed` at the first thing that is not so."""
+        """The whole tutorial. Answers what was proved; raises `OperationFailed` at what is not so."""
         self._tell("A repository with a vault, in a temporary folder.")
         self._swamp("repo", "init")
         self._swamp("vault", "create", "local_encryption", "sandbox-vault")

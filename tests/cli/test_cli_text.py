@@ -160,14 +160,18 @@ def test_worker_queue(swamp: Run) -> None:
         "requirement": "target=x",
         "stepName": "s",
         "modelType": "command/shell",
+        "methodName": "execute",
         "queuedAt": "T",
         "ageMs": 61_000,
     }
-    out = swamp("worker", "queue", answers={"worker.queue": [row]}).out
-    assert (
-        out == "REQUIREMENT  STEP  MODEL          QUEUED AT  AGE\n"
-        "target=x     s     command/shell  T          1m\n"
+    table = (
+        "REQUIREMENT  STEP  MODEL          QUEUED AT  AGE\ntarget=x     s     command/shell  T          1m\n"
     )
+    assert swamp("worker", "queue", answers={"worker.queue": [row]}).out == table
+    why = {**row, "workers": {"w1": ["busy 1/1", "draining"]}, "change": "connect a worker named x"}
+    ended = swamp("worker", "queue", "--explain", answers={"worker.queue": [why]})
+    assert ended.out == table + "  w1: busy 1/1; draining\n  To start it: connect a worker named x\n"
+    assert ended.session.calls == [("worker.queue", {"explain": True})]
 
 
 QUERY = {"predicate": "p", "total": 2, "limited": False}

@@ -68,10 +68,10 @@ def query(invocation: Invocation, predicate: str, select: str | None, limit: int
         count = f"{len(results)} result{'' if len(results) == 1 else 's'}"
         print(f"Showing {len(results)} results (limit reached)" if found.get("limited") else count)
     if skipped:
-        why = found.get("skippedReason") or found.get("firstSkipped")
-        invocation.warn(
-            f"{skipped} row(s) could not be evaluated and are left out" + (f": {why}" if why else "")
-        )
+        why = f": {found['skippedReason']}" if found.get("skippedReason") else ""
+        invocation.warn(f"{skipped} row(s) could not be evaluated and are left out{why}")
+    if found.get("note"):
+        invocation.note(f"Note: {found['note']}")
 
 
 @command(
@@ -104,6 +104,8 @@ def get(invocation: Invocation, model: str, name: str, version: int | None, no_c
     print(f"Created: {found['createdAt']}")
     if found.get("contentPath"):
         print(f"Path: {found['contentPath']}")
+    if found.get("contentOmitted"):
+        invocation.note(found["contentOmitted"])
     if no_content or found.get("content") is None:
         return
     content = found["content"]
@@ -184,7 +186,7 @@ def search(
     if invocation.json:
         invocation.document(found)
         return
-    results = found["results"] if isinstance(found, dict) else found
+    results = found["results"]
     if not results:
         print("No matching data found.")
         return
@@ -272,11 +274,7 @@ def gc(invocation: Invocation, dry_run: bool, yes: bool) -> None:
     freed = console.size(done.get("bytesReclaimed", 0))
     print(f"{verb} {records} expired record(s) and {versions} version(s), {freed}")
     for entry in done.get("expiredEntries") or []:
-        print(
-            f"  {console.cell(entry)}"
-            if isinstance(entry, str)
-            else f"  {entry.get('modelName')} {entry.get('name') or entry.get('dataName')}"
-        )
+        print(f"  {entry['modelName']} {entry['dataName']}: {entry['reason']}")
 
 
 @command(
@@ -289,15 +287,14 @@ def gc(invocation: Invocation, dry_run: bool, yes: bool) -> None:
 )
 def export(invocation: Invocation, model: str, name: str, version: int | None, out: str | None) -> None:
     found = invocation.call("data.export", model=model, name=name, version=version)
-    encoded = found if isinstance(found, str) else found.get("base64", found.get("content", ""))
-    raw = base64.b64decode(encoded)
+    raw = base64.b64decode(found["base64"])
     if out is not None:
         _write(out, raw)
         if not invocation.json:
             invocation.note(f"Wrote {len(raw)} bytes to {out}")
             return
     if invocation.json:
-        invocation.document({**found, "path": out} if out is not None and isinstance(found, dict) else found)
+        invocation.document(found if out is None else {**found, "path": out})
         return
     sys.stdout.flush()
     sys.stdout.buffer.write(raw)

@@ -6,7 +6,7 @@ from typing import Any
 
 from swamp_orch.cli import console, inputs
 from swamp_orch.cli.commands.run import input_options, print_log, start
-from swamp_orch.cli.commands.workflow import print_validation
+from swamp_orch.cli.commands.workflow import print_validation, tell_problems
 from swamp_orch.cli.editing import edit as edit_definition
 from swamp_orch.cli.groups import argument, command, option, yes_option
 from swamp_orch.cli.invocation import Invocation
@@ -100,8 +100,7 @@ def get(invocation: Invocation, model: str) -> None:
     if invocation.json:
         invocation.document(found)
         return
-    kind = found["type"]["normalized"] if isinstance(found["type"], dict) else found["type"]
-    print(f"Name: {found['name']} ({kind})")
+    print(f"Name: {found['name']} ({found['type']})")
     print(f"ID: {found['id']}")
     print(f"Version: {found.get('version', '-')}")
     if found.get("path"):
@@ -125,7 +124,8 @@ def search(invocation: Invocation, query: str | None) -> None:
     if invocation.json:
         invocation.document(found)
         return
-    results = found["results"] if isinstance(found, dict) else found
+    tell_problems(invocation, found)
+    results = found["results"]
     if not results:
         invocation.lines("No models found.", "Create one with: swamp model create <type> <name>")
         return
@@ -193,7 +193,7 @@ def _specs(found: Mapping[str, Any]) -> Iterator[str]:
         yield "Outputs:"
         for spec in specs:
             about = f"  {spec['description']}" if spec.get("description") else ""
-            yield f"  {spec.get('specName') or spec.get('name')} ({spec.get('kind', 'resource')}){about}"
+            yield f"  {spec['name']} ({spec.get('kind', 'resource')}){about}"
 
 
 @command("describe", argument("model", kind="model"), argument("method"), help="Show a method's arguments.")
@@ -230,20 +230,11 @@ def type_search(invocation: Invocation, query: str | None, show_all: bool) -> No
     if invocation.json:
         invocation.document(found)
         return
-    results = found["results"] if isinstance(found, dict) else found
+    results = found["results"]
     if not results:
         print("No model types found.")
         return
-    rows = [
-        (
-            t["type"]["normalized"]
-            if isinstance(t.get("type"), dict)
-            else t.get("type") or t.get("normalized"),
-            t.get("version", "-"),
-            t.get("description") or "-",
-        )
-        for t in results
-    ]
+    rows = [(t["type"], t["version"], t.get("description") or "-") for t in results]
     invocation.lines(*console.table(("TYPE", "VERSION", "DESCRIPTION"), rows, color=invocation.color))
 
 
@@ -253,8 +244,7 @@ def type_describe(invocation: Invocation, type: str) -> None:
     if invocation.json:
         invocation.document(found)
         return
-    kind = found["type"]["normalized"] if isinstance(found["type"], dict) else found["type"]
-    print(f"Type: {kind}")
+    print(f"Type: {found['type']['normalized']}")
     print(f"Version: {found.get('version', '-')}")
     shared = list(_schema_lines(found.get("globalArguments"), "  "))
     if shared:
@@ -297,7 +287,7 @@ def output_search(invocation: Invocation, model: str | None, limit: int | None) 
     if invocation.json:
         invocation.document(found)
         return
-    results = found["results"] if isinstance(found, dict) else found
+    results = found["results"]
     if not results:
         print("No method executions found.")
         return

@@ -90,12 +90,11 @@ def workflow_run(invocation: Invocation, workflow: str, **flags: Any) -> int:
 
 
 def _runs(answer: Any) -> list[dict[str, Any]]:
-    found = (answer.get("runs") or answer.get("results") or []) if isinstance(answer, dict) else answer
-    return list(found)
+    return list(answer["runs"])
 
 
 def _id(run: dict[str, Any]) -> str:
-    return str(run.get("runId") or run.get("id"))
+    return str(run.get("runId") or run["id"])
 
 
 def _print_runs(invocation: Invocation, answer: Any, empty: str) -> None:
@@ -149,47 +148,33 @@ def attach(invocation: Invocation, run: str, after: int) -> int:
     return follow(invocation, run, after=after, cancels=False)
 
 
-def _cancel(invocation: Invocation, run_id: str, reason: str | None, wait: bool) -> int:
-    done = invocation.call("run.cancel", runId=run_id, reason=reason)
-    answer = dict(done) if isinstance(done, dict) else {"runId": run_id}
-    if wait:
-        # The answer means "durably asked"; the end is told by the run itself.
-        for event in invocation.stream("run.attach", runId=run_id):
-            if event.get("kind") == "run_ended":
-                answer |= {"runId": run_id, "status": event.get("status"), "left": event.get("left")}
-                if event.get("endsBy"):
-                    answer["endsBy"] = event["endsBy"]
+def _cancel(invocation: Invocation, run_id: str, reason: str | None) -> None:
+    done = invocation.call("run.cancel", runId=run_id, reason=reason)  # answers when the run has ended
     if invocation.json:
-        invocation.document(answer)
-    elif not wait:
-        print(f"Cancelling run {run_id}")
-    elif answer.get("status") == "cancelled":
+        invocation.document(done)
+    elif done["status"] == "cancelled":
         print(f"Cancelled run {run_id}")
-        print(left(answer))
+        print(left(done))
     else:
-        print(f"Run {run_id} had already ended: {answer.get('status')}")
-    return 0
+        print(f"Run {run_id} had already ended.")
 
 
-def cancel_options() -> list[Any]:
-    return [
-        option("--reason", metavar="TEXT", help="Why; kept with the run."),
-        option("--no-wait", is_flag=True, help="Return when the cancel is stored, before the run has ended."),
-    ]
+def reason_option() -> Any:
+    return option("--reason", metavar="TEXT", help="Why; kept with the run.")
 
 
-@command("cancel", argument("run", kind="run"), *cancel_options(), help="Cancel a run and wait for its end.")
-def cancel(invocation: Invocation, run: str, reason: str | None, no_wait: bool) -> int:
-    return _cancel(invocation, run, reason, not no_wait)
+@command("cancel", argument("run", kind="run"), reason_option(), help="Cancel a run and wait for its end.")
+def cancel(invocation: Invocation, run: str, reason: str | None) -> None:
+    _cancel(invocation, run, reason)
 
 
 @command(
     "cancel",
     argument("workflow", kind="workflow"),
-    *cancel_options(),
+    reason_option(),
     help="Cancel the active run of a workflow (or a run, by its id) and wait for its end.",
 )
-def workflow_cancel(invocation: Invocation, workflow: str, reason: str | None, no_wait: bool) -> int:
+def workflow_cancel(invocation: Invocation, workflow: str, reason: str | None) -> None:
     run_id = workflow
     if UUID_PATTERN.fullmatch(workflow) is None:
         active = _runs(invocation.call("run.list", workflow=workflow, active=True))
@@ -203,7 +188,7 @@ def workflow_cancel(invocation: Invocation, workflow: str, reason: str | None, n
                 f"{workflow} has {len(active)} active runs: {ids}", hint="swamp run cancel <run id>"
             )
         run_id = _id(active[0])
-    return _cancel(invocation, run_id, reason, not no_wait)
+    _cancel(invocation, run_id, reason)
 
 
 @command(

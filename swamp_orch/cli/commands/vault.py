@@ -129,7 +129,7 @@ def _list(invocation: Invocation, query: str | None) -> None:
     if invocation.json:
         invocation.document(found)
         return
-    vaults = found.get("vaults", found.get("results", [])) if isinstance(found, dict) else found
+    vaults = found["results"]
     if not vaults:
         invocation.lines("No vaults found.", "Create one with: swamp vault create local_encryption <name>")
         return

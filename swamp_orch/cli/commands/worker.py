@@ -160,33 +160,28 @@ def queue(invocation: Invocation, explain: bool) -> None:
     if invocation.json:
         invocation.document(found)
         return
-    waiting = found.get("queue", []) if isinstance(found, dict) else found
-    if not waiting:
+    if not found:
         print("No steps are currently queued.")
         return
     rows = [
         (
-            w.get("requirement", "any worker"),
-            w.get("stepName") or f"{w.get('modelType')}.{w.get('methodName')}",
-            w.get("modelName") or w.get("modelType", "-"),
-            w.get("queuedAt", "-"),
-            console.age(w.get("ageMs")),
+            step["requirement"],
+            step.get("stepName") or f"{step['modelType']}.{step['methodName']}",
+            step["modelType"],
+            step["queuedAt"],
+            console.age(step["ageMs"]),
         )
-        for w in waiting
+        for step in found
     ]
     headers = ("REQUIREMENT", "STEP", "MODEL", "QUEUED AT", "AGE")
-    if not explain:
-        invocation.lines(*console.table(headers, rows, color=invocation.color))
-        return
-    lines = console.table(headers, rows, color=invocation.color)
-    print(lines[0])
-    for line, step in zip(lines[1:], waiting, strict=True):
+    head, *lines = console.table(headers, rows, color=invocation.color)
+    print(head)
+    for line, step in zip(lines, found, strict=True):
         print(line)
-        if step.get("reason"):
-            print(f"  {step['reason']}")
-        for refused in step.get("workers", step.get("explain", [])) or []:
-            text = f"{refused['worker']}: {refused['reason']}" if isinstance(refused, dict) else str(refused)
-            print(f"  {text}")
+        for name, reasons in step.get("workers", {}).items():
+            print(f"  {name}: {'; '.join(reasons)}")
+        if step.get("change"):
+            print(f"  To start it: {step['change']}")
 
 
 def _draining(invocation: Invocation, name: str, draining: bool, reason: str | None) -> None:

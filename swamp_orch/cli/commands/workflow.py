@@ -25,7 +25,7 @@ def print_validation(invocation: Invocation, found: Any, kind: str) -> int:
             print(f"  {console.paint(mark, style, invocation.color)} {check['name']}")
             if check.get("error"):
                 print(f"    → {check['error']}")
-        warnings = one.get("warnings", [])
+        warnings = [*one.get("warnings", []), *(c["warning"] for c in checks if c.get("warning"))]
         for warning in warnings:
             text = warning["message"] if isinstance(warning, dict) else warning
             print(f"  {console.paint('⚠', 'yellow', invocation.color)} {text}")
@@ -36,6 +36,12 @@ def print_validation(invocation: Invocation, found: Any, kind: str) -> int:
         print(f"No {kind}s found.")
     print(f"Result: {'PASSED' if found.get('passed') else 'FAILED'}")
     return 0 if found.get("passed") else 1
+
+
+def tell_problems(invocation: Invocation, found: Any) -> None:
+    """Definition files that do not parse never disappear silently."""
+    for problem in found.get("problems", ()):
+        invocation.warn(problem["error"])
 
 
 @command(
@@ -74,7 +80,8 @@ def search(invocation: Invocation, query: str | None) -> None:
     if invocation.json:
         invocation.document(found)
         return
-    results = found["results"] if isinstance(found, dict) else found
+    tell_problems(invocation, found)
+    results = found["results"]
     if not results:
         invocation.lines("No workflows found.", "Create one with: swamp workflow create --file <file>")
         return
