@@ -230,7 +230,9 @@ async def _serve(options: ServeOptions) -> int:
     private, socket_path = _listen_privately(repository)
     store = await trio.to_thread.run_sync(open_store, repository.data)
     try:
-        return await _Daemon(options, reporter, store, tcp, private).run()
+        # Held to the very end: a signal that comes while we wind down must not interrupt that.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            return await _Daemon(options, reporter, store, tcp, private).run(signals)
     finally:
         socket_path.unlink(missing_ok=True)
         repository.serve_file.unlink(missing_ok=True)
@@ -254,7 +256,7 @@ class _Daemon:
         self._loopback_only = _is_loopback(tcp)
         self._ready = False
 
-    async def run(self) -> int:
+    async def run(self, signals: Any) -> int:
         import trio
 
         from swamp_orch.api.application import Application, LiveApplication
@@ -294,16 +296,15 @@ class _Daemon:
             )
             stop = trio.Event()
             async with trio.open_nursery() as nursery:
-                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                    await self._open_doors(nursery, gateway, stop)
-                    nursery.start_soon(desk.watch_tokens)
-                    await parts.reconcile()
-                    self._announce()
-                    self._ready = True
-                    await self._until_stopped(signals, parts.engine, desk)
-                    self._ready = False
-                    stop.set()
-                    nursery.cancel_scope.cancel()
+                await self._open_doors(nursery, gateway, stop)
+                nursery.start_soon(desk.watch_tokens)
+                await parts.reconcile()
+                self._announce()
+                self._ready = True
+                await self._until_stopped(signals, parts.engine, desk)
+                self._ready = False
+                stop.set()
+                nursery.cancel_scope.cancel()
         self._report.plain("Stopped.", status="stopped")
         return ExitCode.DONE
 

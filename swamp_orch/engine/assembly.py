@@ -22,7 +22,7 @@ from swamp_orch.expressions.secret import SecretRef
 from swamp_proto.environment import snapshot
 from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, Tempo
 from swamp_worker.execution.executor import StepExecutor
-from swamp_worker.execution.keeper import open_keeper
+from swamp_worker.execution.keeper import open_keeper, reap_predecessor
 
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
@@ -128,6 +128,9 @@ async def assemble(
         return value
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    predecessor = await trio.to_thread.run_sync(reap_predecessor, folder)
+    if predecessor is not None and not predecessor.reaped:
+        reporter.warning("processes of the previous orchestrator could not all be killed", folder=str(folder))
     async with open_keeper(folder, instance=application.repository.repo_id, say=lambda text: reporter.warning(text)) as keeper:
         types = built_in()
         orders = Orders(

@@ -115,6 +115,7 @@ class _Method:
     definition: ModelDefinition
     type: ModelType
     spec: MethodSpec
+    plain_arguments: Mapping[str, Any] | None  # merged and checked, where nothing in the definition needs evaluating
 
 
 class Orders:
@@ -136,6 +137,7 @@ class Orders:
         self._functions = functions
         self._read_secret = read_secret
         self._environment = environment
+        self._env = dict(os.environ)  # `env.NAME`: this process's, as it was at the start
         self._methods: dict[tuple[str, str, str], _Method] = {}  # (run, model, method)
 
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -228,6 +230,9 @@ class Orders:
         """The order of a step that may start; None when it has ended already (a true guard, a passed assertion), which
         `state` then says. Raises SwampError when it can not be made: the step fails."""
         step = state.step
+        plain = self._plain_order(run, state)
+        if plain is not None:
+            return plain
         scope = self._scope(run, step, state.item)
         where = run.request.workflow.source.at("jobs")
         if step.guard is not None and self._truth(step.guard, scope, where, "guard"):
@@ -283,15 +288,42 @@ class Orders:
             else:
                 arguments[key] = evaluate_tree(tree, its_scope)
         check_arguments(spec, mask_tree(arguments), evaluated=True)
+        return self._order(run, state, method, arguments, shell, self._placement(state.step.placement, scope, where))
+
+    def _plain_order(self, run: "Run", state: "StepState") -> Order | None:
+        """The order of a step without inputs, of a method without expressions: made from the arguments found once per run."""
+        step, task = state.step, state.step.task
+        if step.guard is not None or not isinstance(task, ModelMethodTask) or task.inputs:
+            return None
+        if run.request.kind == "method" and run.request.inputs:
+            return None
+        if _has_expression(step.placement.target) or _has_expression(dict(step.placement.labels)):
+            return None
+        method = self._method(run.id, task.model, task.method)
+        if method.plain_arguments is None:
+            return None
+        definition = method.definition
+        state.model, state.model_type, state.method = definition.name, definition.type, method.spec.name
+        return self._order(run, state, method, method.plain_arguments, None, step.placement)
+
+    def _order(
+        self,
+        run: "Run",
+        state: "StepState",
+        method: _Method,
+        arguments: Mapping[str, Any],
+        shell: ShellText | None,
+        placement: Placement,
+    ) -> Order:
         workflow = run.request.workflow
         return Order(
             place=Place(run.id, workflow.name, workflow.id, state.key.job, state.key.step),
-            model=definition,
+            model=method.definition,
             model_type=method.type,
-            method=spec.name,
+            method=method.spec.name,
             arguments=arguments,
             shell=shell,
-            placement=self._placement(state.step.placement, scope, where),
+            placement=placement,
             timeout_s=state.step.timeout_s,
             on_worker_lost=state.step.on_worker_lost,
             environment=self._environment,
@@ -304,7 +336,12 @@ class Orders:
         if found is None:
             definition = self._models.find(model)
             model_type = self._models.type_of(definition)
-            found = self._methods[key] = _Method(definition, model_type, self._types.method(model_type, method))
+            spec = self._types.method(model_type, method)
+            merged = method_arguments(model_type, spec, definition, {}) if _is_plain(definition) else None
+            plain = None if merged is None else merged.arguments
+            if plain is not None:
+                check_arguments(spec, plain, evaluated=True)
+            found = self._methods[key] = _Method(definition, model_type, spec, plain)
         return found
 
     def _inputs(
@@ -337,7 +374,7 @@ class Orders:
             "tags": dict(request.tags),
         }
         own = {step.for_each.item: item} if step.for_each is not None and item is not None else {}
-        values = {"inputs": dict(request.inputs), "run": about, "self": own, "env": os.environ}
+        values = {"inputs": dict(request.inputs), "run": about, "self": own, "env": self._env}
         return Scope(values=values, functions=self._functions, model=self._model)
 
     def _own_scope(self, scope: Scope, definition: ModelDefinition, inputs: Mapping[str, Any]) -> Scope:
@@ -367,6 +404,21 @@ class Orders:
                 code="forbidden",
             )
         return self._read_secret(reference)
+
+
+def _has_expression(value: Any) -> bool:
+    if isinstance(value, str):
+        return OPEN in value
+    if isinstance(value, Mapping):
+        return any(_has_expression(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(_has_expression(item) for item in value)
+
+
+def _is_plain(definition: ModelDefinition) -> bool:
+    """Whether a method of it can be called without inputs and without evaluating anything."""
+    if definition.inputs.get("properties"):
+        return False
+    return not _has_expression(dict(definition.methods)) and not _has_expression(dict(definition.global_arguments))
 
 
 def _is_sensitive(method: MethodSpec, definition: ModelDefinition, key: str) -> bool:
