@@ -146,9 +146,7 @@ def parse_attributes(content: bytes | None) -> object:
 def checked(selection: Selection) -> Selection:
     """The selection with its terms normalised; raises Unsupported for one that has no meaning here."""
     terms = tuple(_checked(term) for term in selection.terms)
-    return selection if terms == selection.terms else Selection(
-        terms, selection.latest_only, selection.deleted, selection.with_content
-    )  # fmt: skip
+    return Selection(terms, selection.latest_only, selection.deleted, selection.with_content)
 
 
 def _checked(term: Term) -> Term:
