@@ -461,7 +461,7 @@ def _compile(environment: "cel.Env", text: str, place: str, *, check: bool) -> "
         return environment.compile(text, disable_check=not check)
     except RuntimeError as error:
         raise _translated(str(error), place) from None
-    except UnicodeEncodeError:
+    except (UnicodeEncodeError, TypeError):  # the binding says either for half a surrogate pair
         raise CelError(f"{place} is not Unicode text") from None
 
 
