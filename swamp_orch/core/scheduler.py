@@ -358,7 +358,8 @@ class Scheduler:
             names = (requirement.pinned,) if requirement.pinned in self.pool else ()
         elif requirement.labels:
             sets: list[dict[str, None]] = [self._labelled.get(label, {}) for label in requirement.labels]
-            names = min(sets, key=len)
+            rarest = min(sets, key=len)
+            names = rarest
         else:
             yield from self.pool.members()
             return
