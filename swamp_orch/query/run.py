@@ -11,7 +11,6 @@ Rules:
 It does not know who asks, nor how results are shown.
 """
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -153,7 +152,9 @@ class _Run:
             iter(self._store.scan(selection, fields, after=after, limit=limit))
             for selection in self._query.plan.selections
         ]
-        return scans[0] if len(scans) == 1 else heapq.merge(*scans, key=lambda row: row[-1])
+        # The second selection is the leases that are held: few, and mostly none at all.
+        few = [row for scan in scans[1:] for row in scan]
+        return _merged(scans[0], few) if few else scans[0]
 
     def _holds(self, maker: RowMaker, row: Row) -> bool:
         try:
@@ -202,3 +203,14 @@ class _Run:
     def _skip(self, error: SwampError) -> None:
         self._skipped += 1
         self._reason = self._reason or error.message
+
+
+def _merged(rows: Iterator[Row], few: list[Row]) -> Iterator[Row]:
+    """Both in the order of the log, which is their last value."""
+    at = 0
+    for row in rows:
+        while at < len(few) and few[at][-1] < row[-1]:
+            yield few[at]
+            at += 1
+        yield row
+    yield from few[at:]

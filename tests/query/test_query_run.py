@@ -86,8 +86,9 @@ def test_a_record_has_these_keys_in_this_order(store: Store, put: Put) -> None:
     (found,) = ask(store, 'modelName == "echo"')
     assert list(found) == [
         "id", "name", "version", "isLatest", "createdAt", "namespace", "tags", "modelName", "modelId",
-        "modelType", "specName", "dataType", "contentType", "lifetime", "ownerType", "streaming", "size", "ownerRef",
-        "workflowRunId", "workflowName", "jobName", "stepName", "source", "content", "outcome", "isDeleted",
+        "modelType", "specName", "dataType", "contentType", "lifetime", "ownerType", "streaming", "size",
+        "ownerRef", "workflowRunId", "workflowName", "jobName", "stepName", "source", "content", "outcome",
+        "isDeleted",
     ]  # fmt: skip
     assert found | {"id": ""} == {
         "id": "", "name": "result", "version": 1, "isLatest": True, "createdAt": "2025-06-15T15:06:40.000Z",
