@@ -156,7 +156,7 @@ async def assemble(
         )
         dispatches = WorkerDispatches(flights, placing, reporter) if placing is not None else None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(flights.watch)
+            await nursery.start(flights.watch)
             if placing is not None:
                 nursery.start_soon(placing.watch)
             async with engine.open():

@@ -42,7 +42,7 @@ class WorkerDispatches:
         self._flights.token_ended(member, why)
 
     async def finished(self, member: "Member", request: Request, finished: Finished) -> None:
-        await self._flights.finished(member, request, finished)
+        self._flights.finished(member, request, finished)
 
     def log_lines(self, member: "Member", lines: LogLines) -> None:
         self._flights.log_lines(member, lines)

@@ -1,65 +1,103 @@
-"""Flights: dispatches under a lease, from grant to end. (First shape: the lease core decides once it is in place.)"""
+"""Flights: dispatches under a lease, from grant to end. The shell around `swamp_orch.core.leases`.
 
-import math
-from collections.abc import Callable
+Rules that hold here:
+
+1. What happens to a lease is the core's decision; this module tells it what happened and carries out what it answers, in order.
+   A commit that the core asks for is answered with `Committed` or `CommitFailed`, and nothing else speaks for it.
+2. A step's task waits on its flight (`wait`) and commits a completion itself, with outputs and lease in one transaction.
+3. While the disk is full, commits are tried again: results must not be lost to that.
+"""
+
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
 
-from swamp_orch.core.runplan import StepStatus
-from swamp_orch.engine.logs import LogSpool
-from swamp_orch.engine.orders import Order
-from swamp_orch.engine.placing import Placing, Slot
-from swamp_orch.store import bookkeeping
-from swamp_orch.store.interface import Batch, NewRecord, Owner, OwnerType, Store, json_content
-from swamp_orch.store.trio_store import commit
-from swamp_proto.envelope import Request
-from swamp_proto.errors import Broken, RefusalCode, Refused, SwampError
-from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT, CANCEL_WAIT_S, LOSSES_MAX, Tempo
-from swamp_proto.messages.dispatch import (
-    CancelDispatch,
-    Dispatch,
-    Finished,
-    FinishNoted,
-    LogLine,
-    LogLines,
-    LogNoted,
-    Outcome,
+from swamp_orch.core import leases as core
+from swamp_orch.core.lease_values import (
+    AdmitFinish,
+    AskCancel,
+    CancelKind,
+    Drop,
+    Effect,
+    EndSession,
+    EndStep,
+    FailStep,
+    FreeSlot,
+    Keep,
+    Lease,
+    LeaseState,
+    NoteFinish,
+    PersistLease,
+    RefuseFinish,
+    RequeueStep,
+    SlotStuck,
 )
+from swamp_orch.engine.logs import LogSpool
+from swamp_orch.engine.placing import Placing, Slot
+from swamp_orch.store.bookkeeping import LEASES_ID, LEASES_MODEL, STEP_LEASE, lease_record
+from swamp_orch.store.interface import (
+    Batch,
+    Committed,
+    Comparison,
+    NewRecord,
+    Owner,
+    OwnerType,
+    Selection,
+    Store,
+    Term,
+    json_content,
+)
+from swamp_orch.store.trio_store import answer as answered
+from swamp_proto.envelope import Request
+from swamp_proto.errors import Broken, Conflict, RefusalCode, Refused, SwampError
+from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT, CANCEL_TERM_S, STALL_S, Tempo
+from swamp_proto.messages.dispatch import CancelDispatch, Dispatch, Finished, FinishNoted, LogLine, LogLines, LogNoted
 from swamp_proto.messages.enrollment import HeldDispatch, HeldVerdict, Predecessor, Verdict
 
 if TYPE_CHECKING:
+    from swamp_orch.engine.engine import Reporter
+    from swamp_orch.engine.orders import Order
     from swamp_orch.engine.steps import StepState
-    from swamp_orch.gateway.control import Member, Reporter
+    from swamp_orch.gateway.control import Member
+
+TICK_S: Final = 0.5
+STORE_RETRY_S: Final = 1.0  # between tries while the disk is full
 
 
 @attrs.frozen
 class Reported:
-    """The holder said how it ended."""
+    """The holder said how it ended; `lease` is the ended lease to commit with the outputs."""
 
     finished: Finished
-    note: Callable[[], None]  # tell the holder that it is durable
+    lease: Lease
 
 
 @attrs.frozen
 class Again:
-    """The lease ended without a result; the step is to be placed anew, not before that instant (trio's clock)."""
+    """The lease ended without a result and the old execution is known dead: the step is to be placed anew."""
 
-    not_before_s: float
     reason: str
-    counted: bool  # a holder process died under it
+    losses: int  # the step's new count
+    sent: bool  # whether this dispatch was an attempt
+    avoid: str | None  # a worker to use last
 
 
 @attrs.frozen
 class Gone:
     """The lease ended without a result, and so does the step."""
 
-    status: str
+    cancelled: CancelKind | None  # None: it failed
     reason: str
     code: str
     left: int | None
+    ends_by_ms: int | None  # when what is left is dead at the latest
+
+
+End = Reported | Again | Gone
 
 
 @attrs.define(eq=False)
@@ -68,89 +106,61 @@ class Flight:
 
     message: Dispatch
     slot: Slot
-    order: Order
-    state: "StepState"
+    lease: Lease
     spool: LogSpool
-    granted_ms: int
-    version: int = 0
-    phase: str = "granted"
-    end: Reported | Again | Gone | None = None
-    ended: trio.Event = attrs.field(factory=trio.Event)
-    cancel_reason: str = ""
-    lost_at: float = math.inf
-    lease_state: str = "active"
-    clock_ms: Callable[[], int] = lambda: 0
+    finished: Finished | None = None
+    _end: End | None = None
+    _ended: trio.Event = attrs.field(factory=trio.Event)
 
-    def settle(self, end: Reported | Again | Gone) -> None:
-        if self.end is None:
-            self.end = end
-            self.ended.set()
-
-    async def wait(self) -> Reported | Again | Gone:
-        await self.ended.wait()
-        assert self.end is not None
-        return self.end
+    @property
+    def dispatch(self) -> str:
+        return self.message.dispatch
 
     def grant_record(self) -> NewRecord:
-        return self._record(0)
+        return record_of(self.lease)
 
-    def end_record(self, end: Reported) -> NewRecord:
-        states = {Outcome.SUCCEEDED: "completed", Outcome.CANCELLED: "cancelled"}
-        self.lease_state = states.get(end.finished.outcome, "failed")
-        return self._record(self.version or 1, error=end.finished.error)
+    def settle(self, end: End) -> None:
+        """The step's task goes on with this."""
+        self._end = end
+        self._ended.set()
 
-    def ended_record(self, state: str, error: str) -> NewRecord:
-        self.lease_state = state
-        return self._record(self.version or 1, error=error)
+    async def wait(self) -> End:
+        """The next end. A completion that could not be committed is followed by another."""
+        await self._ended.wait()
+        end, self._end, self._ended = self._end, None, trio.Event()
+        assert end is not None
+        return end
 
-    def _record(self, expect: int, error: str | None = None) -> NewRecord:
-        place, message = self.message.place, self.message
-        attributes: dict[str, Any] = {
-            "leaseId": message.dispatch,
-            "dispatchId": message.dispatch,
-            "workerName": self.slot.worker,
-            "modelType": message.model_type,
-            "modelId": message.model_id,
-            "methodName": message.method,
-            "workflowName": place.workflow,
-            "jobName": place.job,
-            "stepName": place.step,
-            "runId": place.run,
-            "state": self.lease_state,
-            "hasWrites": False,
-            "fence": message.fence,
-            "attempt": message.attempt,
-            "createdAt": bookkeeping.iso(self.granted_ms),
-        }
-        if self.lease_state != "active":
-            attributes["endedAt"] = bookkeeping.iso(self.clock_ms())
-        if error:
-            attributes["error"] = error
-        return NewRecord(
-            model_type=bookkeeping.STEP_LEASE,
-            model_id=bookkeeping.LEASES_ID,
-            model_name=bookkeeping.LEASES_MODEL,
-            name=bookkeeping.lease_record(message.dispatch),
-            spec="lease",
-            content=json_content(attributes),
-            keep=BOOKKEEPING_VERSIONS_KEPT,
-            tags={"type": "resource"},
-            owner=Owner(
-                OwnerType.SYSTEM,
-                ref=place.run,
-                workflow_id=place.workflow_id,
-                workflow=place.workflow,
-                run=place.run,
-                job=place.job,
-                step=place.step,
-                dispatch=message.dispatch,
-                fence=message.fence,
-            ),
-            expect=expect,
-        )
+
+def record_of(lease: Lease) -> NewRecord:
+    """The next version of a lease's record, with the place in its run."""
+    owner = Owner(
+        OwnerType.SYSTEM,
+        ref=lease.run,
+        workflow=lease.workflow,
+        run=lease.run,
+        job=lease.job,
+        step=lease.step,
+        dispatch=lease.dispatch,
+        fence=lease.fence,
+    )
+    return NewRecord(
+        model_type=STEP_LEASE,
+        model_id=LEASES_ID,
+        model_name=LEASES_MODEL,
+        name=lease_record(lease.dispatch),
+        spec="lease",
+        content=json_content(lease.to_attributes()),
+        keep=BOOKKEEPING_VERSIONS_KEPT,
+        tags={"type": "resource"},
+        owner=owner,
+        expect=lease.version,
+    )
 
 
 class Flights:
+    """All dispatches of this process, and the lease core."""
+
     def __init__(
         self,
         store: Store,
@@ -166,122 +176,239 @@ class Flights:
         self._clock_ms = clock_ms
         self._placing = placing
         self._report = reporter
+        self._leases = core.Leases()
         self._flights: dict[str, Flight] = {}
+        self._unnoted: dict[str, list[tuple[Member, Request]]] = {}  # reports whose answer waits for their commit
+        self._verdicts: dict[str, Verdict] = {}
         self._nursery: trio.Nursery
+        self._sooner = trio.Event()
 
-    async def watch(self) -> None:
+    # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def watch(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Deadlines of leases, and this loop's own stalls. Runs as long as the engine."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await trio.sleep_forever()
+            task_status.started()
+            while True:
+                due_s = self._leases.next_deadline()
+                planned_s = trio.current_time() + TICK_S
+                if due_s is not None:
+                    planned_s = min(planned_s, due_s)
+                with trio.move_on_at(planned_s):
+                    await self._sooner.wait()
+                self._sooner = trio.Event()
+                late_s = trio.current_time() - planned_s
+                if late_s > STALL_S:
+                    self._report.warning("this process stood still", seconds=round(late_s, 1))
+                    await trio.sleep(0)  # what is readable is read before deadlines are judged
+                    self._tell(core.Stalled(late_s))
+                due_s = self._leases.next_deadline()
+                if due_s is not None and due_s <= trio.current_time():
+                    self._tell(core.DeadlinePassed())
 
+    def _tell(self, event: core.Event) -> None:
+        """Tell the core what happened and carry out what it answers."""
+        before_s = self._leases.next_deadline()
+        self._perform_all(self._leases.handle(event, trio.current_time(), self._clock_ms()))
+        after_s = self._leases.next_deadline()
+        if after_s is not None and (before_s is None or after_s < before_s):
+            self._sooner.set()
+
+    def _perform_all(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case PersistLease(lease=lease):
+                self._nursery.start_soon(self._persist, lease, self._store.submit(Batch((record_of(lease),))))
+            case AdmitFinish(lease=lease):
+                flight = self._flights.get(lease.dispatch)
+                if flight is not None and flight.finished is not None:
+                    flight.settle(Reported(flight.finished, lease))
+            case NoteFinish(dispatch=dispatch):
+                self._answer_finish(dispatch, accepted=True)
+            case RefuseFinish(dispatch=dispatch, text=text):
+                self._report.warning("a result came too late", dispatch=dispatch, reason=text)
+                self._answer_finish(dispatch, accepted=False)
+            case FreeSlot(dispatch=dispatch):
+                flight = self._flights.get(dispatch)
+                if flight is not None:
+                    flight.slot.release()
+                elif self._placing is not None:
+                    self._placing.release(dispatch)
+            case RequeueStep(lease=lease, text=text, losses=losses, sent=sent, avoid=avoid):
+                self._settle(lease.dispatch, Again(text, losses, sent, avoid))
+            case FailStep(lease=lease, message=message, left=left, ends_by_ms=ends_by_ms):
+                code = "" if lease.reason is None else lease.reason.value
+                self._settle(lease.dispatch, Gone(None, message, code, left, ends_by_ms))
+            case EndStep(lease=lease, kind=kind, reason=reason, left=left, ends_by_ms=ends_by_ms):
+                code = "" if lease.reason is None else lease.reason.value
+                self._settle(lease.dispatch, Gone(kind, reason, code, left, ends_by_ms))
+            case AskCancel(dispatch=dispatch, reason=reason):
+                self._ask_holder(dispatch, reason)
+            case Keep(dispatch=dispatch):
+                self._verdicts[dispatch] = Verdict.KEEP
+            case Drop(dispatch=dispatch):
+                self._verdicts[dispatch] = Verdict.DROP
+                self._ask_holder(dispatch, "its lease has ended")
+            case EndSession(worker=worker, reason=reason):
+                if self._placing is not None and worker in self._placing.members:
+                    self._report.warning("session ended", worker=worker, reason=reason)
+                    self._placing.members[worker].end()
+            case SlotStuck(dispatch=dispatch, worker=worker):
+                self._report.warning("a slot is stuck: processes of a step can not be killed", worker=worker, dispatch=dispatch)
+
+    async def _persist(self, lease: Lease, future: Any) -> None:
+        """A commit the core asked for."""
+        try:
+            await answered(future)
+        except SwampError as error:
+            await self._commit_failed(lease.dispatch, error)
+        else:
+            self._tell(core.Committed(lease.dispatch))
+
+    async def _commit_failed(self, dispatch: str, error: SwampError) -> None:
+        """Tell the core what the store has instead; after a pause when that is what the disk needs."""
+        self._report.warning("a lease could not be recorded", dispatch=dispatch, error=str(error))
+        if not isinstance(error, Conflict):
+            await trio.sleep(STORE_RETRY_S)
+        record = await trio.to_thread.run_sync(self._store.latest, LEASES_ID, lease_record(dispatch))
+        assert record is not None and record.content is not None, f"lease {dispatch} was granted without a record"
+        self._tell(core.CommitFailed(dispatch, Lease.from_attributes(json.loads(record.content), record.version)))
+
+    def _ask_holder(self, dispatch: str, reason: str) -> None:
+        flight = self._flights.get(dispatch)
+        if flight is not None and flight.slot.member is not None:
+            flight.slot.member.link.ask(CancelDispatch(dispatch, flight.message.fence, reason, CANCEL_TERM_S))
+
+    def _settle(self, dispatch: str, end: End) -> None:
+        flight = self._flights.get(dispatch)
+        if flight is not None:
+            flight.settle(end)
+
+    def _answer_finish(self, dispatch: str, *, accepted: bool) -> None:
+        for member, request in self._unnoted.pop(dispatch, ()):
+            member.link.reply(request, FinishNoted(dispatch, accepted=accepted))
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def open(
-        self, message: Dispatch, slot: Slot, order: Order, state: "StepState", emit: Callable[[int, LogLine], None]
+        self, message: Dispatch, slot: Slot, order: "Order", state: "StepState", emit: Callable[[int, LogLine], None]
     ) -> Flight:
-        spool = LogSpool(self._logs / message.dispatch, emit)
-        flight = Flight(message, slot, order, state, spool, self._clock_ms(), clock_ms=self._clock_ms)
+        """A new dispatch, not yet granted: the caller commits `grant_record` and then calls `granted`."""
+        member, place = slot.member, message.place
+        lease = Lease(
+            dispatch=message.dispatch,
+            fence=message.fence,
+            attempt=message.attempt,
+            losses=state.losses,
+            run=place.run,
+            workflow=place.workflow,
+            job=place.job,
+            step=place.step,
+            model_type=message.model_type,
+            model_id=message.model_id,
+            model_name=message.model_name,
+            method=message.method,
+            worker=slot.worker,
+            instance="" if member is None else member.state.instance,
+            token_name="" if member is None else member.state.token_name,
+            mint_id="" if member is None else member.state.mint_id,
+            link=0 if member is None else member.state.link_epoch,
+            grace_s=self._tempo.grace_s,
+            on_worker_lost=order.on_worker_lost,
+            granted_ms=self._clock_ms(),
+        )
+        flight = Flight(message, slot, lease, LogSpool(self._logs / message.dispatch, emit))
         self._flights[message.dispatch] = flight
         return flight
 
-    def close(self, flight: Flight) -> None:
-        self._flights.pop(flight.message.dispatch, None)
-
-    def send(self, flight: Flight) -> None:
+    def granted(self, flight: Flight) -> None:
+        """The grant is durable: send it, or for the loopback, it begins."""
         member = flight.slot.member
-        if member is None or member.link.closed:
-            self._nursery.start_soon(self._end, flight, "expired", Again(trio.current_time(), "never sent", False))
-            return
-        place = flight.message.place
-        self._report.info(
-            "dispatching", step=place.step, workflow=place.workflow, worker=flight.slot.worker, dispatch=flight.message.dispatch[:8]
-        )
-        answer = member.link.ask(flight.message)
-        self._nursery.start_soon(self._accepted, flight, answer)
+        link_up = flight.slot.worker is None or (member is not None and not member.link.closed)
+        self._tell(core.LeaseGranted(attrs.evolve(flight.lease, version=1), link_up=link_up))
+        if flight.slot.worker is None:
+            self._tell(core.Accepted(flight.dispatch))
+        elif member is not None and link_up:
+            place = flight.message.place
+            self._report.info(
+                "dispatching", step=place.step, workflow=place.workflow, worker=flight.slot.worker, dispatch=flight.dispatch[:8]
+            )
+            self._nursery.start_soon(self._sent, flight, member.link.ask(flight.message))
 
-    async def _accepted(self, flight: Flight, answer: Any) -> None:
+    async def _sent(self, flight: Flight, answer: Any) -> None:
         try:
             await answer.wait()
-            flight.phase = "running"
         except Refused as refusal:
-            flight.slot.release()
-            await self._end(flight, "expired", Again(trio.current_time(), str(refusal), False))
+            self._tell(core.Refused(flight.dispatch, refusal.refusal, refusal.message))
         except Broken:
-            return  # the link is gone: grace decides
+            return  # the link is gone: the core hears of that
+        else:
+            self._tell(core.Accepted(flight.dispatch))
 
-    async def _end(self, flight: Flight, state: str, end: Again | Gone) -> None:
-        if flight.end is not None:
-            return
-        reason = end.reason
+    def report(self, flight: Flight, finished: Finished) -> None:
+        """How a loopback execution ended."""
+        flight.finished = finished
+        self._tell(core.FinishArrived(finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error))
+
+    async def commit_end(self, flight: Flight, end: Reported, records: tuple[NewRecord, ...]) -> Committed | None:
+        """Commit a completion with its lease. None when that was not to be: the next end decides (`flight.wait`)."""
         try:
-            await commit(self._store, Batch((flight.ended_record(state, reason),)))
+            done = await answered(self._store.submit(Batch((*records, record_of(end.lease)))))
         except SwampError as error:
-            self._report.warning("lease end not recorded", dispatch=flight.message.dispatch, error=str(error))
-        flight.settle(end)
+            await self._commit_failed(flight.dispatch, error)
+            return None
+        self._tell(core.Committed(flight.dispatch))
+        return done
 
-    def loopback_finished(self, flight: Flight, finished: Finished) -> Reported:
-        return Reported(finished, lambda: None)
+    def ask_cancel(self, flight: Flight, kind: CancelKind, reason: str) -> None:
+        self._tell(core.CancelAsked(flight.dispatch, kind, reason))
 
-    def ask_cancel(self, flight: Flight, reason: str, term_s: float) -> None:
-        member = flight.slot.member
-        flight.cancel_reason = reason
-        if member is None:
-            return
-        member.link.ask(CancelDispatch(flight.message.dispatch, flight.message.fence, reason, term_s))
-        self._nursery.start_soon(self._await_cancel, flight, reason)
+    def close(self, flight: Flight) -> None:
+        """The step's task is done with it."""
+        self._flights.pop(flight.dispatch, None)
 
-    async def _await_cancel(self, flight: Flight, reason: str) -> None:
-        with trio.move_on_after(CANCEL_WAIT_S):
-            await flight.ended.wait()
-            return
-        await self._end(flight, "cancelled", Gone(StepStatus.CANCELLED.value, reason, "cancelled", None))
-
-    # ── what workers say ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def worker_joined(
         self, member: "Member", held: tuple[HeldDispatch, ...], predecessor: Predecessor | None
     ) -> tuple[HeldVerdict, ...]:
-        verdicts = []
-        named = {one.dispatch for one in held}
+        """The verdicts on what a worker holds; what they rest on is durable when this returns."""
+        state = member.state
+        returned = core.WorkerReturned(
+            worker=state.name,
+            instance=state.instance,
+            link=state.link_epoch,
+            held=tuple(core.Holding(one.dispatch, one.fence) for one in held),
+            reaped=predecessor is not None and predecessor.reaped,
+        )
         for one in held:
             flight = self._flights.get(one.dispatch)
-            keep = flight is not None and flight.message.fence == one.fence and flight.end is None
-            if flight is not None and keep:
+            if flight is not None and flight.message.fence == one.fence and flight.slot.worker == state.name:
                 flight.slot.member = member
-                flight.lost_at = math.inf
-            verdicts.append(HeldVerdict(one.dispatch, Verdict.KEEP if keep else Verdict.DROP))
-        for flight in list(self._flights.values()):
-            if flight.slot.worker == member.name and flight.message.dispatch not in named:
-                await self._lost(flight, f"worker {member.name!r} came back without it")
-        return tuple(verdicts)
+        self._tell(returned)
+        with trio.move_on_after(self._tempo.silence_s):
+            while any(one.dispatch not in self._verdicts for one in held):
+                await trio.sleep(0.001)  # verdicts follow their commits, which take about one fsync
+        return tuple(HeldVerdict(one.dispatch, self._verdicts.pop(one.dispatch, Verdict.DROP)) for one in held)
 
     def worker_left(self, member: "Member") -> None:
-        for flight in list(self._flights.values()):
-            if flight.slot.member is member:
-                flight.phase, flight.lost_at = "suspended", trio.current_time()
-                self._nursery.start_soon(self._grace, flight, member)
-
-    async def _grace(self, flight: Flight, member: "Member") -> None:
-        await trio.sleep(self._tempo.grace_s)
-        if flight.slot.member is member and flight.end is None:
-            await self._lost(flight, f"worker {member.name!r} did not come back within {self._tempo.grace_s:g} s")
-
-    async def _lost(self, flight: Flight, reason: str) -> None:
-        flight.slot.release()
-        if flight.state.losses + 1 >= LOSSES_MAX:
-            message = f"the step lost its worker {LOSSES_MAX} times; last: {reason}"
-            await self._end(flight, "failed", Gone(StepStatus.FAILED.value, message, "worker_lost", None))
-        else:
-            await self._end(flight, "expired", Again(trio.current_time(), reason, True))
+        self._tell(core.LinkLost(member.state.name, member.state.link_epoch))
 
     def token_ended(self, member: "Member", why: RefusalCode) -> None:
-        for flight in list(self._flights.values()):
-            if flight.slot.member is member:
-                self._nursery.start_soon(self._lost, flight, f"the token of worker {member.name!r} is {why.value}")
+        self._tell(core.TokenEnded(member.state.mint_id, why.value))
 
-    async def finished(self, member: "Member", request: Request, finished: Finished) -> None:
+    def identity_busy(self, worker: str, instance: str, *, reaped: bool) -> float | None:
+        """For how many seconds another process of this machine must wait, or None: it may enroll."""
+        until_s = self._leases.busy_until(worker, instance, reaped)
+        return None if until_s is None else max(0.0, until_s - trio.current_time())
+
+    def finished(self, member: "Member", request: Request, finished: Finished) -> None:
+        self._unnoted.setdefault(finished.dispatch, []).append((member, request))
         flight = self._flights.get(finished.dispatch)
-        if flight is None or flight.message.fence != finished.fence or flight.end is not None:
-            member.link.reply(request, FinishNoted(finished.dispatch, accepted=False))
-            return
-        flight.settle(Reported(finished, lambda: member.link.reply(request, FinishNoted(finished.dispatch, accepted=True))))
+        if flight is not None:
+            flight.finished = finished
+        self._tell(core.FinishArrived(finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error))
 
     def log_lines(self, member: "Member", lines: LogLines) -> None:
         flight = self._flights.get(lines.dispatch)
@@ -290,4 +417,14 @@ class Flights:
 
     async def _flush(self, member: "Member", flight: Flight) -> None:
         through = await flight.spool.flush()
-        member.link.post(LogNoted(flight.message.dispatch, through))
+        member.link.post(LogNoted(flight.dispatch, through))
+
+    # ── start ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    def found(self) -> list[Lease]:
+        """Leases a previous process left active, from the store."""
+        terms = (
+            Term("modelType", Comparison.EQ, (STEP_LEASE,)),
+            Term("attributes.state", Comparison.EQ, (LeaseState.ACTIVE.value,)),
+        )
+        rows = self._store.select(Selection(terms))
+        return [Lease.from_attributes(json.loads(row.content or self._store.read(row)), row.version) for row in rows]

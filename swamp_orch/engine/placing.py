@@ -35,6 +35,8 @@ class Member(Protocol):
     state: WorkerState
     link: "Link"
 
+    def end(self) -> None: ...
+
 
 @attrs.define(eq=False)
 class Slot:

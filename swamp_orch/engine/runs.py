@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import attrs
 import trio
 
+from swamp_orch.core.lease_values import CancelKind
 from swamp_orch.core.runplan import (
     CancelAsked,
     CancelStep,
@@ -44,8 +45,11 @@ from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.orders import Orders
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.steps import StepState, StepWork
+from swamp_orch.reports.report import Report, report_records
+from swamp_orch.reports.workflow_summary import workflow_summary
 from swamp_orch.store.bookkeeping import iso
-from swamp_orch.store.interface import Batch, NewRecord, Store
+from swamp_orch.store.interface import Batch, NewRecord, Owner, OwnerType, Store
+from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import BATCH_RECORDS_MAX
@@ -144,9 +148,8 @@ class Run:
 
     async def ask_cancel(self, reason: str) -> None:
         """Durable before it is acknowledged; the steps then end by themselves."""
-        if self._cancel_reason or self.over.is_set():
-            return
-        await self._cancel(reason or "cancelled")
+        if not self._cancel_reason and not self.over.is_set():
+            await self._cancel(reason or "cancelled")
 
     async def _cancel(self, reason: str) -> None:
         self._cancel_reason = reason
@@ -165,13 +168,17 @@ class Run:
         elif self._failed_step is not None:
             self.error = self._steps[self._failed_step].error
         document = self.document()
-        report = None
         batch = [self._record(expect=self._version)]
+        report = workflow_summary(document) if self.request.kind == "workflow" else None
         if report is not None:
-            batch += report.records(self)
-        await commit(self._parts.store, Batch(tuple(batch)))
+            batch += self._report_records(report)
+        # A summary of many steps is more than fits a row: it is written as a blob, which is not for the loop.
+        future = await trio.to_thread.run_sync(self._parts.store.submit, Batch(tuple(batch)))
+        await answered(future)
         if report is not None:
-            self.feed.emit("report", name="@swamp/workflow-summary", scope="workflow", markdown=report.markdown, json=report.json)
+            self.feed.emit(
+                "report", name=report.name, scope=report.scope.value, markdown=report.markdown, json=dict(report.json)
+            )
         ended: dict[str, Any] = {
             "runId": self.id,
             "status": self.status,
@@ -187,6 +194,17 @@ class Run:
         self.feed.emit("run_ended", **ended)
         self.feed.end()
         self.over.set()
+
+    def _report_records(self, report: Report) -> tuple[NewRecord, ...]:
+        workflow = self.request.workflow
+        return report_records(
+            report,
+            model_type="workflow",
+            model_id=workflow.id,
+            model_name=workflow.name,
+            owner=Owner(OwnerType.WORKFLOW_STEP, ref=workflow.id, workflow_id=workflow.id, workflow=workflow.name, run=self.id),
+            tags={**workflow.tags, **self.request.tags},
+        )
 
     async def abort(self, error: str) -> None:
         """A fault of swamp ended it: say so, durably where that is still possible."""
@@ -277,7 +295,7 @@ class Run:
         await trio.sleep(timeout_s)
         for key, work in list(self._work.items()):
             if key.job == job.name:
-                work.ask_cancel(f"job {job.name!r} timed out after {timeout_s:g} s", StepStatus.FAILED)
+                work.ask_cancel(f"job {job.name!r} timed out after {timeout_s:g} s", CancelKind.TIMEOUT)
 
     def _job(self, name: str) -> Job:
         return next(job for job in self.request.workflow.jobs if job.name == name)

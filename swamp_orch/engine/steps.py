@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
+from swamp_orch.core.lease_values import CancelKind
 from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.definitions.values import Step
 from swamp_orch.engine import records
@@ -128,16 +129,23 @@ class StepWork:
         self._waiting = trio.CancelScope()  # around every wait that holds no execution
         self._control = Control()
         self._flight: Flight | None = None
+        self._granted = False
         self._cancel_reason = ""
-        self._cancel_status = StepStatus.CANCELLED
+        self._cancel_kind = CancelKind.CANCEL
 
-    def ask_cancel(self, reason: str, status: StepStatus = StepStatus.CANCELLED) -> None:
-        """End it: at once while it waits, by TERM, grace, KILL while it executes. `status` is what it then ends as."""
-        self._cancel_reason, self._cancel_status = reason, status
+    def ask_cancel(self, reason: str, kind: CancelKind = CancelKind.CANCEL) -> None:
+        """End it: at once while it waits, by TERM, grace, KILL while it executes. A time-out ends it as failed."""
+        if self._cancel_reason:
+            return
+        self._cancel_reason, self._cancel_kind = reason, kind
         self._waiting.cancel()
         self._control.ask_cancel(reason, CANCEL_TERM_S)
-        if self._flight is not None:
-            self._parts.flights.ask_cancel(self._flight, reason, CANCEL_TERM_S)
+        if self._flight is not None and self._granted:
+            self._parts.flights.ask_cancel(self._flight, kind, reason)
+
+    @property
+    def _cancel_status(self) -> StepStatus:
+        return StepStatus.CANCELLED if self._cancel_kind is CancelKind.CANCEL else StepStatus.FAILED
 
     async def run(self, order: Order) -> None:
         """Until `state` has ended and that is durable. Raises SwampError when it fails without an execution to record."""
@@ -153,11 +161,6 @@ class StepWork:
             finally:
                 slot.release()
             if again is None:
-                return
-            with self._waiting:
-                await trio.sleep_until(again.not_before_s)
-            if self._waiting.cancelled_caught:
-                await self._end_waiting()
                 return
 
     async def _end_waiting(self) -> None:
@@ -176,45 +179,48 @@ class StepWork:
         state.worker, state.status = slot.worker, StepStatus.RUNNING
         state.started_ms, state.reason = parts.clock_ms(), ""
         flight = parts.flights.open(message, slot, order, state, self._emit_line)
-        self._flight = flight
+        self._flight, self._granted = flight, False
         try:
             grant = (*slot.handover, flight.grant_record(), records.step_record(run.origin(state), state.attributes(run.id)))
             await commit(parts.store, Batch(grant))
             run.step_started(state)
-            end = await self._execute(flight, slot)
-            match end:
-                case Reported():
-                    await self._complete(order, flight, end, slot)
-                    return None
-                case Again():
-                    state.losses += 1 if end.counted else 0
-                    state.avoid = (*state.avoid, *((slot.worker,) if slot.worker and end.counted else ()))
-                    state.status, state.reason = StepStatus.WAITING, end.reason
-                    run.warn(end.reason, state)
-                    return end
-                case Gone():
-                    state.status, state.error, state.error_code = StepStatus(end.status), end.reason, end.code
-                    state.left, state.ended_ms = end.left, parts.clock_ms()
-                    await self._seal_partial(order, flight)
-                    return None
+            parts.flights.granted(flight)
+            self._granted = True
+            if self._cancel_reason:  # asked while the grant was being made durable
+                parts.flights.ask_cancel(flight, self._cancel_kind, self._cancel_reason)
+            return await self._until_ended(order, flight)
         finally:
             self._flight = None
             parts.flights.close(flight)
 
-    async def _execute(self, flight: Flight, slot: Slot) -> Reported | Again | Gone:
-        if slot.worker is not None:
-            self._parts.flights.send(flight)
-            if self._cancel_reason:  # asked while the grant was being made durable
-                self._parts.flights.ask_cancel(flight, self._cancel_reason, CANCEL_TERM_S)
-            return await flight.wait()
-        finished = await self._parts.executor.execute(flight.message, _Loopback(flight), self._control)
-        return self._parts.flights.loopback_finished(flight, finished)
+    async def _until_ended(self, order: Order, flight: Flight) -> Again | None:
+        """Execute here, or follow the worker, to an end that is durable."""
+        parts, state = self._parts, self._state
+        if flight.slot.worker is None:
+            parts.flights.report(flight, await parts.executor.execute(flight.message, _Loopback(flight), self._control))
+        while True:
+            end = await flight.wait()
+            match end:
+                case Reported():
+                    if await self._complete(order, flight, end):
+                        return None
+                case Again():
+                    state.losses, state.avoid = end.losses, (*state.avoid, *((end.avoid,) if end.avoid else ()))
+                    state.attempt -= 0 if end.sent else 1
+                    state.status, state.reason = StepStatus.WAITING, end.reason
+                    self._run.warn(f"{end.reason}; the step is placed again", state)
+                    return end
+                case Gone():
+                    cancelled = end.cancelled is CancelKind.CANCEL
+                    state.status = StepStatus.CANCELLED if cancelled else StepStatus.FAILED
+                    state.error, state.error_code = end.reason, end.code
+                    state.left, state.ended_ms = end.left, parts.clock_ms()
+                    await self._seal_partial(order, flight)
+                    return None
 
-    async def _complete(self, order: Order, flight: Flight, end: Reported, slot: Slot) -> None:
-        """Commit outputs, log, step and lease together, then tell everybody."""
+    async def _complete(self, order: Order, flight: Flight, end: Reported) -> bool:
+        """Commit outputs, log, step and lease together; False when somebody ended the lease before."""
         parts, run, state, finished = self._parts, self._run, self._state, end.finished
-        if finished.left == 0:
-            slot.release()
         state.left, state.ended_ms = finished.left, parts.clock_ms()
         state.status = STATUS_OF[finished.outcome]
         state.error = finished.error or ""
@@ -222,11 +228,13 @@ class StepWork:
             state.status, state.error = self._cancel_status, self._cancel_reason
         state.allowed = state.status is StepStatus.FAILED and state.step.allow_failure
         made = await self._outputs(order, flight, finished)
-        batch = Batch((*made, records.step_record(run.origin(state), state.attributes(run.id)), flight.end_record(end)))
-        done = await commit(parts.store, batch)
+        batch = (*made, records.step_record(run.origin(state), state.attributes(run.id)))
+        done = await parts.flights.commit_end(flight, end, batch)
+        if done is None:
+            return False
         state.records = _described(made, done.records)
         flight.spool.remove()
-        end.note()
+        return True
 
     async def _outputs(self, order: Order, flight: Flight, finished: Finished) -> tuple[NewRecord, ...]:
         store = self._parts.store
