@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import attrs
 
@@ -30,6 +30,8 @@ from swamp_orch.store.interface import (
 from swamp_orch.store.terms import SORTS, checked, is_json, matches, parse_attributes
 from swamp_proto.errors import Broken, Conflict, LocalError, NotFound, SwampError, Unsupported
 from swamp_proto.limits import ATTRIBUTES_MAX, BATCH_RECORDS_MAX, INLINE_CONTENT_MAX
+
+_EXTRA: Final = frozenset({"seq", "createdMs", "keep", "tags", "attributes", "content"})
 
 
 @attrs.frozen
@@ -208,7 +210,7 @@ class MemoryStore:
         limit: int | None = None,
         newest_first: bool = False,
     ) -> Iterator[tuple[Any, ...]]:
-        unknown = [f for f in fields if f not in SORTS and f not in ("seq", "tags", "attributes", "content")]
+        unknown = [f for f in fields if f not in SORTS and f not in _EXTRA]
         if unknown or not fields:
             raise Unsupported(f"the store cannot scan {unknown}")
         found = self._matching(selection, after, limit, newest_first)
@@ -273,6 +275,10 @@ class MemoryStore:
         match field:
             case "seq":
                 return record.seq
+            case "createdMs":
+                return record.created_ms
+            case "keep":
+                return record.keep
             case "tags":
                 return json.dumps(dict(record.tags), separators=(",", ":"), ensure_ascii=False)
             case "attributes":

@@ -40,6 +40,8 @@ SCAN_FIELDS: Final = {
         " || printf('%02d.%03dZ', created_ms / 1000 % 60, created_ms % 1000)"
     ),
     "seq": "seq",
+    "createdMs": "created_ms",
+    "keep": "keep",
     "tags": "tags",
     "content": "content",
     "attributes": (

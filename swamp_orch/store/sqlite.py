@@ -13,7 +13,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,13 +21,13 @@ from typing import Any, BinaryIO
 import attrs
 
 from swamp_orch.store.blobs import BlobFolder
-from swamp_orch.store.errors import StoreFull, translated
+from swamp_orch.store.errors import StoreFull, corrupt, translated
 from swamp_orch.store.folder import Ballast, prepare
 from swamp_orch.store.interface import Batch, BlobWriter, Clock, Committed, Record, Selection
 from swamp_orch.store.rows import to_record
 from swamp_orch.store.schema import BLOBS_NAME, RECORD_COLUMNS
 from swamp_orch.store.selection import Judge, compile_where, scan_columns
-from swamp_orch.store.writer import Outcome, Prepared, Writer, make_ready
+from swamp_orch.store.writer import Prepared, Writer, make_ready
 from swamp_proto.errors import Broken, NotFound, SwampError
 from swamp_proto.limits import (
     BLOB_ORPHAN_KEPT_S,
@@ -39,6 +39,7 @@ from swamp_proto.limits import (
 )
 
 _PAGES_OF_A_COMMIT = 3  # and about one more for each record
+_RELAY_S = 5.0  # between two looks whether there is room for the ballast again
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _WITH_CONTENT = ", ".join(RECORD_COLUMNS)
 _WITHOUT_CONTENT = ", ".join((*RECORD_COLUMNS[:-1], "NULL"))
@@ -64,6 +65,14 @@ class _Waiting:
     future: "Future[Committed]"
 
 
+@attrs.define
+class _Errand:
+    """Something else for the writer to do between two groups."""
+
+    work: Callable[[], int]
+    future: "Future[int]"
+
+
 class SqliteStore:
     """`Store` on SQLite. Thread-safe."""
 
@@ -71,12 +80,15 @@ class SqliteStore:
         self._file = file
         self._blobs = BlobFolder(folder / BLOBS_NAME)
         self._ballast = Ballast(folder)
+        self._relay_s = 0.0
         self._readers = _Readers(file, self._blobs)
-        self._lock = threading.Lock()  # of the write connection
+        self._lock = threading.Lock()  # of the write connection where there is no writer thread
         self._closed = False
         self._unfolded = 0  # pages in the log, roughly
         self._fold_wanted = threading.Event()
         self._fold_last = False
+        self.full = False
+        """Space ran out and the ballast was given back: finish what is under way, begin nothing new."""
         self.blob_orphan_kept_s = BLOB_ORPHAN_KEPT_S
         db = _connect(file)
         try:
@@ -85,21 +97,21 @@ class SqliteStore:
                 db.execute("PRAGMA wal_autocheckpoint = 0")
         except (sqlite3.Error, TypeError) as error:
             db.close()
-            raise translated(
-                error if isinstance(error, sqlite3.Error) else sqlite3.DatabaseError(), file
+            raise (
+                translated(error, file) if isinstance(error, sqlite3.Error) else corrupt(file, "no epoch")
             ) from error
         self._db = db
         self._writer = Writer(db, file, self._blobs, clock)
-        self._queue: queue.SimpleQueue[_Waiting | None] | None = None
+        self._queue: queue.SimpleQueue[_Waiting | _Errand | None] | None = None
         if thread:
-            self._ballast.lay()
+            self.full = not self._ballast.lay()
             self._queue = queue.SimpleQueue()
             self._thread = threading.Thread(target=self._run, name="swamp-store", daemon=True)
             self._thread.start()
             self._folding = threading.Thread(target=self._fold, name="swamp-store-fold", daemon=True)
             self._folding.start()
 
-    # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def commit(self, batch: Batch) -> Committed:
         return self.submit(batch).result()
@@ -107,6 +119,7 @@ class SqliteStore:
     def submit(self, batch: Batch) -> "Future[Committed]":
         future: Future[Committed] = Future()
         try:
+            self._open()
             waiting = _Waiting(make_ready(batch, self._blobs), future)
         except SwampError as error:
             future.set_exception(error)
@@ -114,8 +127,6 @@ class SqliteStore:
         if self._queue is None:
             with self._lock:
                 self._commit([waiting])
-        elif self._closed:
-            future.set_exception(Broken("the store is closed"))
         else:
             self._queue.put(waiting)
         return future
@@ -125,30 +136,63 @@ class SqliteStore:
         waiting_queue = self._queue
         assert waiting_queue is not None
         while True:
-            first = waiting_queue.get()
-            if first is None:
-                return
-            group = [first]
-            stop = False
-            with contextlib.suppress(queue.Empty):
-                while len(group) < GROUP_COMMIT_MAX:
-                    more = waiting_queue.get_nowait()
-                    if more is None:
-                        stop = True
-                        break
-                    group.append(more)
-            with self._lock:
+            group: list[_Waiting] = []
+            item = waiting_queue.get()
+            while isinstance(item, _Waiting):
+                group.append(item)
+                if len(group) >= GROUP_COMMIT_MAX or waiting_queue.empty():
+                    break
+                item = waiting_queue.get()
+            if group:
                 self._commit(group)
-            self._unfolded += _PAGES_OF_A_COMMIT + sum(len(waiting.prepared.rows) for waiting in group)
-            if self._unfolded >= WAL_CHECKPOINT_PAGES:
-                self._unfolded = 0
-                self._fold_wanted.set()
-            if self._fold_last:
-                self._fold_last = False
-                with self._lock, contextlib.suppress(sqlite3.Error):
-                    self._db.execute(_FOLD).fetchall()
-            if stop:
+                self._fold_some(group)
+            if item is None:
                 return
+            if isinstance(item, _Errand):
+                try:
+                    item.future.set_result(item.work())
+                except BaseException as error:
+                    item.future.set_exception(error)
+
+    def _commit(self, group: list[_Waiting]) -> None:
+        ready = [waiting.prepared for waiting in group]
+        try:
+            outcomes = self._writer.write(ready)
+            if isinstance(outcomes[0], StoreFull):
+                # What is under way may finish in the room the ballast took; `full` tells others to stop.
+                self.full = True
+                if self._ballast.release():
+                    outcomes = self._writer.write(ready)
+            elif self.full:
+                self._relay()
+        except BaseException as error:
+            for waiting in group:
+                waiting.future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for waiting, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Committed):
+                waiting.future.set_result(outcome)
+            else:
+                waiting.future.set_exception(outcome)
+
+    def _relay(self) -> None:
+        """Take the ballast back once there is room again."""
+        now_s = time.monotonic()
+        if now_s >= self._relay_s:
+            self._relay_s = now_s + _RELAY_S
+            self.full = not self._ballast.lay()
+
+    def _fold_some(self, group: list[_Waiting]) -> None:
+        self._unfolded += _PAGES_OF_A_COMMIT + sum(len(waiting.prepared.rows) for waiting in group)
+        if self._unfolded >= WAL_CHECKPOINT_PAGES:
+            self._unfolded = 0
+            self._fold_wanted.set()
+        if self._fold_last:
+            self._fold_last = False
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute(_FOLD).fetchall()
 
     def _fold(self) -> None:
         """The second thread: folding goes on beside commits. Only the last few pages, written meanwhile, are left to the
@@ -166,26 +210,6 @@ class SqliteStore:
                 with contextlib.suppress(sqlite3.Error):
                     db.execute(_FOLD).fetchall()
                     self._fold_last = True
-
-    def _commit(self, group: list[_Waiting]) -> None:
-        outcomes: list[Outcome]
-        if self._closed and self._queue is None:
-            outcomes = [Broken("the store is closed")] * len(group)
-        else:
-            try:
-                outcomes = self._writer.write([waiting.prepared for waiting in group])
-                if isinstance(outcomes[0], StoreFull) and self._ballast.release():
-                    # What is under way may finish in the room the ballast took; `full` tells others to stop.
-                    outcomes = self._writer.write([waiting.prepared for waiting in group])
-            except BaseException as error:
-                for waiting in group:
-                    waiting.future.set_exception(error)
-                return
-        for waiting, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Committed):
-                waiting.future.set_result(outcome)
-            else:
-                waiting.future.set_exception(outcome)
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -246,23 +270,21 @@ class SqliteStore:
             parameters.append(limit)
         return self._readers.stream(sql, parameters, terms)
 
-    # ── collecting and closing ──────────────────────────────────────────────────────────────────────────────────────
+    # ── collecting and closing ────────────────────────────────────────────────────────────────────────────────────
 
     def remove(self, record_ids: Sequence[tuple[str, str, int]]) -> int:
-        with self._lock:
-            return self._writer.remove(record_ids)
+        return self._errand(lambda: self._writer.remove(record_ids))
 
     def forget_keys(self, before_ms: int) -> int:
-        with self._lock:
-            return self._writer.forget_keys(before_ms)
+        return self._errand(lambda: self._writer.forget_keys(before_ms))
 
     def collect_blobs(self) -> int:
         before_s = time.time() - self.blob_orphan_kept_s
         freed = self._blobs.sweep_staged(before_s)
         old = list(self._blobs.older_than(before_s))
-        for at in range(0, len(old), 100):
-            with self._lock:  # a few at a time: commits go on in between
-                freed += self._writer.collect_blobs(old[at : at + 100], before_s)
+        for at in range(0, len(old), 100):  # a few at a time: commits go on in between
+            some = old[at : at + 100]
+            freed += self._errand(lambda some=some: self._writer.collect_blobs(some, before_s))  # type: ignore[misc]
         return freed
 
     def close(self) -> None:
@@ -275,9 +297,25 @@ class SqliteStore:
             self._thread.join()
             self._fold_wanted.set()
             self._folding.join()
+            while not self._queue.empty():  # submitted in the very instant of closing
+                if (late := self._queue.get()) is not None:
+                    late.future.set_exception(Broken("the store is closed"))
         with self._lock:
             self._readers.close()
             self._db.close()
+
+    def _errand(self, work: Callable[[], int]) -> int:
+        self._open()
+        if self._queue is None:
+            with self._lock:
+                return work()
+        future: Future[int] = Future()
+        self._queue.put(_Errand(work, future))
+        return future.result()
+
+    def _open(self) -> None:
+        if self._closed:
+            raise Broken("the store is closed")
 
 
 class _Readers:
