@@ -127,10 +127,13 @@ def environment_names(value: Any, path: DocumentPath = ()) -> Iterator[tuple[str
     for place, text in expressions(value, path):
         try:
             template = parse(text)
-            trees = [compiled_expression(template, item).tree for item in template.expressions]
         except SwampError:
-            continue
-        for tree in trees:
+            continue  # reported as an error already
+        for expression in template.expressions:
+            try:
+                tree = compiled_expression(template, expression).tree
+            except SwampError:
+                continue
             for node in syntax.walk(tree.root):
                 keys = syntax.path_of(node)
                 if keys is not None and len(keys) == 2 and keys[0] == "env":

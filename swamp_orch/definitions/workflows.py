@@ -327,6 +327,8 @@ def _read_for_each(fields: Fields) -> ForEach | None:
         "forEach",
         FOR_EACH_KEYS,
     )
+    if not isinstance(fields.data["forEach"], dict):
+        return None
     item = inner.text("item", required=True)
     if item and not is_identifier(item):
         inner.problem(
@@ -363,7 +365,7 @@ def _read_retry(fields: Fields) -> Retry | None:
         "retry",
         RETRY_KEYS,
     )
-    if inner.data and "attempts" not in inner:
+    if isinstance(fields.data["retry"], dict) and "attempts" not in inner:
         inner.missing("attempts")
     backoff_s = inner.duration("backoff", zero=True)
     return Retry(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from swamp_orch.definitions.yaml_source import DocumentPath, Parsed, parse, resolve
-from swamp_proto.errors import Bug, InvalidDefinition
+from swamp_proto.errors import Bug, InvalidDefinition, LocalError
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_/.@$(][^\n\t\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff]*")
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -36,7 +36,11 @@ def set_key(
         edited = attempt(text, parsed, path, value, first)
         if edited is not None and _reads_as(edited, wanted, shown):
             return edited
-    raise Bug(f"cannot set {path} in {shown}")
+    written = ".".join(map(str, path))
+    raise LocalError(
+        f"{shown}: '{written}' cannot be written into this text without touching the rest of it",
+        hint=f"write it yourself: {path[-1]}: {value}",
+    )
 
 
 def dump(document: Mapping[str, Any]) -> str:
@@ -177,8 +181,11 @@ def _patch(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: boo
     span = parsed.spans.get(path)
     written = scalar(value)
     if span is not None:
-        if span.style not in ("plain", "quoted") or (span.flow and written[:1] not in ('"',)):
-            return None
+        if span.style in ("map", "list", "block") and not span.flow:
+            if not isinstance(path[-1], str):
+                return None
+            end = len(text[: _end_of_leaves(parsed, path)].rstrip())
+            return f"{text[: span.key_start]}{scalar(path[-1])}: {written}{text[end:]}"
         if span.start == span.end:
             written = " " + written  # `key:` with nothing behind it
         return text[: span.start] + written + text[span.end :]
@@ -194,19 +201,21 @@ def _patch(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: boo
     if first:
         at = siblings[0].key_start
         return text[:at] + line + "\n" + pad + text[at:]
-    # Block maps and lists end where the next token starts, behind comments that are not theirs: ask the
-    # leaves.
-    leaves = [
-        found.end
-        for key, found in parsed.spans.items()
-        if key[: len(path) - 1] == path[:-1] and (found.flow or found.style not in ("map", "list"))
-    ]
-    end = max(leaves)
-    body = text[:end].rstrip()
+    body = text[: _end_of_leaves(parsed, path[:-1])].rstrip()
     stop = text.find("\n", len(body))
     if stop < 0:
         return text + "\n" + pad + line + "\n"
     return text[:stop] + "\n" + pad + line + text[stop:]
+
+
+def _end_of_leaves(parsed: Parsed, path: DocumentPath) -> int:
+    """Where the value at `path` ends. Block maps and lists end where the next token starts, behind comments
+    that are not theirs, so the leaves are asked."""
+    return max(
+        found.end
+        for key, found in parsed.spans.items()
+        if key[: len(path)] == path and (found.flow or found.style not in ("map", "list"))
+    )
 
 
 def _round_trip(text: str, parsed: Parsed, path: DocumentPath, value: Any, first: bool) -> str | None:

@@ -26,7 +26,7 @@ def store() -> MemoryStore:
 def call(repository: Repository, store: MemoryStore) -> Callable[..., Any]:
     handlers = DefinitionService(repository, store).handlers()
 
-    def ask(name: str, **parameters: Any) -> Any:
+    def ask(name: str, /, **parameters: Any) -> Any:
         from swamp_orch.api.application import check_parameters
 
         check_parameters(name, parameters)

@@ -245,7 +245,7 @@ def test_a_scalar_is_read_back(value: Any) -> None:
     assert json.dumps(parse(f"a: {scalar(value)}\n", FILE).data) == json.dumps({"a": value})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "c"]), _values, min_size=1, max_size=3),
     st.sampled_from(["a", "b", "c", "d"]),
