@@ -416,9 +416,10 @@ class RunPlan:
         `expansions`: `(job, template) -> names` of every answered `ExpandStep`. `statuses`: what was
         recorded, those that ended in the order they did (missing, `waiting` and `ready` are the same: worked
         out anew). `allowed`: failed steps whose failure was allowed. `cancel`: a cancel that was accepted
-        before the crash. Steps recorded as running stay running: the engine decides about them. `JobStarted`,
-        `JobEnded` and `RunEnded` have no trace in the statuses and are said again: the engine drops those it
-        has recorded. Raises `Bug` when the records do not fit the workflow.
+        before the crash; every cancelled step then counts as cancelled by it. Steps recorded as running stay
+        running: the engine decides about them. `JobStarted`, `JobEnded` and `RunEnded` have no trace in the
+        statuses and are said again: the engine drops those it has recorded. Raises `Bug` when the records do
+        not fit the workflow.
         """
         plan = cls(workflow)
         plan._begun = True
@@ -438,7 +439,11 @@ class RunPlan:
         for node in plan._jobs:
             if not node.waits_for and node.status is JobStatus.WAITING:
                 plan._decide_job(node)
-        return plan, plan._settle()
+        effects = plan._settle()
+        if cancel is not None:
+            plan._cancel_open_jobs()
+            effects += plan._settle()
+        return plan, effects
 
     def _restore(self, item: _Item, status: StepStatus, allowed: bool) -> None:
         if status in (StepStatus.WAITING, StepStatus.READY):
@@ -519,23 +524,25 @@ class RunPlan:
         if self._cancel is not None or self._ended is not None:
             return
         self._cancel = event
+        self._cancel_open_jobs()
+
+    def _cancel_open_jobs(self) -> None:
         for node in self._jobs:
             if node.status not in _JOB_ENDS:
                 self._cancel_job(node)
 
     # ── jobs ─────────────────────────────────────────────────────────────────────────────────────
     def _decide_job(self, node: _Job) -> None:
-        if self._cancel is not None:
-            self._cancel_job(node)
+        """All jobs it depends on have ended."""
+        unmet = self._unmet(node)
+        if self._cancel is not None and (unmet is None or node.open_groups or node.cancelled):
+            self._end_job_if_done(node)  # what is open, `_cancel_open_jobs` sees to
             return
-        for on, ends in node.wants:
-            outcome = StepStatus(self._job_by_name[on].status.value)
-            if outcome not in ends:
-                reason = f"job '{on}' {_VERB[outcome]}"
-                for group in node.groups:
-                    self._close(group, SkipStep, StepStatus.SKIPPED, reason)
-                self._end_job(node, JobStatus.SKIPPED)
-                return
+        if unmet is not None:
+            for group in node.groups:
+                self._close(group, SkipStep, StepStatus.SKIPPED, unmet)
+            self._end_job(node, JobStatus.SKIPPED)
+            return
         node.status = JobStatus.RUNNING
         self._effects.append(JobStarted(node.job.name))
         if node.failed_by is not None:  # only after a rebuild
@@ -549,8 +556,19 @@ class RunPlan:
                         self._make_ready(item)
         self._end_job_if_done(node)
 
+    def _unmet(self, node: _Job) -> str | None:
+        """Why the job must not run, if so."""
+        for on, ends in node.wants:
+            outcome = StepStatus(self._job_by_name[on].status.value)
+            if outcome not in ends:
+                return f"job '{on}' {_VERB[outcome]}"
+        return None
+
     def _cancel_job(self, node: _Job) -> None:
         assert self._cancel is not None
+        if node.under_way and node.status is JobStatus.WAITING:  # only after a rebuild
+            node.status = JobStatus.RUNNING
+            self._effects.append(JobStarted(node.job.name))
         reason = self._cancel.reason or "the run was cancelled"
         for group in node.groups:
             for item in group.items:

@@ -87,6 +87,7 @@ class _Command:
     words: list[str] = attrs.field(factory=list)
     word: str | None = None
     is_target: bool = False  # the next word belongs to a redirection
+    expands_twice: bool = False  # and it is one of `>&word`: bash expands what the word expanded to
 
     def add(self, text: str) -> None:
         self.word = (self.word or "") + text
@@ -96,7 +97,7 @@ class _Command:
         if word is None:
             return None
         if self.is_target:
-            self.is_target = False
+            self.is_target = self.expands_twice = False
             return None
         text = word.translate(_EXPANSIONS)
         self.words.append(text if text or _GONE not in word or _KEPT in word else _GONE)
@@ -104,7 +105,7 @@ class _Command:
 
     def end(self) -> None:
         self.end_word()
-        self.words, self.is_target = [], False
+        self.words, self.is_target, self.expands_twice = [], False, False
 
     def named(self) -> list[str]:
         """From the command's name on: without reserved words, assignments and what may vanish in front."""
@@ -119,7 +120,7 @@ class _Command:
     def judge(self) -> Context | None:
         """What is wrong with a value in the current word, if anything."""
         if self.is_target:
-            return None
+            return Context.AGAIN if self.expands_twice else None
         words = self.named()
         prefix = self.word or ""
         is_assignment = _ASSIGNMENT.match(prefix) is not None
@@ -297,6 +298,7 @@ class Lexer:
             self._delimiter(strip=operator == "<<-")
         else:
             command.is_target = True
+            command.expands_twice = operator in (">&", "<&")
 
     # ── quotes and expansions ────────────────────────────────────────────────────────────────────
     def _escape(self, command: _Command) -> None:

@@ -450,7 +450,7 @@ def test_rebuild_finishes_what_a_crash_cut_off() -> None:
 def test_rebuild_carries_a_cancel_on() -> None:
     flow = workflow(job("j", step("a"), step("b"), concurrency=1))
     plan, effects = RunPlan.rebuild(flow, {}, {key("a"): StepStatus.RUNNING}, cancel=CancelAsked("stop"))
-    assert effects == (CancelStep(key("a")), DropStep(key("b"), "stop"))
+    assert effects == (JobStarted("j"), CancelStep(key("a")), DropStep(key("b"), "stop"))
     assert plan.handle(StepEnded(key("a"), CANCELLED))[-1] == RunEnded(RunStatus.CANCELLED)
 
 

@@ -1,7 +1,7 @@
-"""Expressions in shell text: where they may stand, what the shell gets, and that data never becomes a command.
+"""Expressions in shell text: where they may stand, what the shell gets, that data never becomes a command.
 
-The property tests run real shells (`sh`, and `bash` where there is one) in an empty folder. The payload creates files in every
-way a misquoted value could; an empty folder afterwards is the proof.
+The property tests run real shells (`sh`, and `bash` where there is one) in an empty folder. The payload makes
+files in every way a misquoted value could; an empty folder afterwards is the proof.
 """
 
 import shutil
@@ -114,6 +114,8 @@ CASES: list[tuple[str, Context]] = [
     ("python3 -c \"print('@')\"", Context.AGAIN),
     ("[[ @ -eq 1 ]]", Context.AGAIN),
     ("trap @ EXIT", Context.AGAIN),
+    ("echo a >&@", Context.AGAIN),  # bash expands the value once more: found by the test below
+    ("echo a 2>& @", Context.AGAIN),
     ('ssh -p 22 host "cat @"', Context.REMOTE),
     ("ssh host @", Context.REMOTE),
     ("((@))", Context.UNCLEAR),
@@ -199,10 +201,10 @@ def test_a_misplaced_expression_is_an_error_that_suggests_env_or_raw() -> None:
 def test_a_value_that_is_too_large_is_an_error_that_names_the_expression() -> None:
     text = parse("echo ${{ inputs.big }}", "m.yaml:1")
     evaluate_shell(text, scope(big="x" * SHELL_VALUE_MAX))
-    with pytest.raises(ExpressionError, match=r"m.yaml:1: the value of expression `inputs.big` is 100 KiB"):
+    with pytest.raises(ExpressionError, match=r"m\.yaml:1: the value of expression `inputs.big` is 100 KiB"):
         evaluate_shell(text, scope(big="x" * (SHELL_VALUE_MAX + 1)))
     secret = evaluate_shell(parse("echo ${{ vault.get('v', 'k') }}"), Scope())
-    with pytest.raises(ExpressionError, match="vault.get"):
+    with pytest.raises(ExpressionError, match=r"vault\.get"):
         secret.resolve(lambda ref: "x" * (SHELL_VALUE_MAX + 1))
     many = evaluate_shell(
         parse("echo " + " ".join(f"${{{{ inputs.x + '{n}' }}}}" for n in range(11))),
@@ -278,31 +280,23 @@ PAYLOAD = (
 PIECES = st.sampled_from(
     [
         *"'\"\"'`$\\(){}<>|&;# \n\n@@@@ae=:",
-        "$(",
-        "${",
-        "$((",
-        "))",
-        "<<a\n",
-        "\na\n",
-        "\\\n",
-        "$'",
-        "[[ ",
-        " ]]",
-    ]
-    + [
-        "case ",
-        " in ",
-        "esac",
-        "if ",
-        "then ",
-        "fi",
-        "eval ",
-        "sh -c ",
-        ": ",
-        "echo ",
-        "x=",
-        "#it's\n",
-        "<<'a'\n",
+        *(
+            "$(",
+            "${",
+            "$((",
+            "))",
+            "<<a\n",
+            "<<'a'\n",
+            "\na\n",
+            "\\\n",
+            "$'",
+            "[[ ",
+            " ]]",
+            ">&",
+            "2>",
+            "#it's\n",
+        ),
+        *("case ", " in ", "esac", "if ", "then ", "fi", "eval ", "sh -c ", ": ", "echo ", "x=", "$x ", "&>"),
     ]
 )
 
@@ -312,7 +306,7 @@ PIECES = st.sampled_from(
 )
 @given(st.lists(PIECES, min_size=3, max_size=16).map("".join), st.sampled_from(SHELLS))
 def test_nothing_is_executed_from_a_value_whatever_the_text(text: str, shell: str) -> None:
-    """Any text in which the lexer calls every place safe is run with a payload that leaves a file if it is ever executed."""
+    """Any text in which the lexer calls every place safe is run with a payload that leaves a file."""
     places = contexts(text)
     assume(places and all(place in SAFE for place in places) and "(){" not in text.replace(" ", ""))
     assume(not ("eval" in text and ("`" in text or "$(" in text)))  # a command that computes the word `eval`

@@ -94,7 +94,7 @@ EVIL = '${{ vault.get("prod", "key") }} }} ${{ env.HOME }} {{ inputs.x }} ${{'
 
 
 def test_values_are_never_parsed_again_w1() -> None:
-    """Text from inputs, records, files, webhooks or outputs that contains an expression stays text, however often what
+    """Text from inputs, records, files or webhooks that contains an expression stays text, however often what
     was evaluated is carried on."""
     scope = Scope(
         values={"inputs": {"evil": EVIL, "deep": {"list": [EVIL]}}, "webhook": {"body": EVIL}},
