@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from swamp_orch.api.application import Application
+from swamp_orch.api.services.tokens import TokenService
 from swamp_orch.definitions.models import Models
 from swamp_orch.definitions.types import built_in
 from swamp_orch.definitions.workflows import Workflows
@@ -87,14 +88,15 @@ class LiveCalls:
         return {**self._status(), "runs": runs, "workers": len(self._desk.members) if self._desk is not None else 0}
 
     async def _workers(self, parameters: Mapping[str, Any]) -> Any:
-        """As recorded, with what only this process knows at this instant: which slots are taken."""
-        found = await self._stored("worker.list", parameters)
+        """As recorded, with what only this process knows at this instant: who is connected, which slots are taken."""
+        assert self._desk is not None
         active = {} if self._parts.placing is None else self._parts.placing.active()
-        for row in found["workers"]:
-            row["activeDispatchIds"] = list(active.get(row["name"], ()))
-            if row["status"] in ("idle", "busy"):
-                row["status"] = "busy" if row["activeDispatchIds"] else "idle"
-        return found
+        live = {
+            name: attrs.evolve(member.state, active=tuple(active.get(name, ()))) for name, member in self._desk.members.items()
+        }
+        application = self._parts.application
+        service = TokenService(application.repository, application.store, application.vaults, live=lambda: live)
+        return await trio.to_thread.run_sync(service.handlers()["worker.list"], parameters)
 
     async def _drain(self, parameters: Mapping[str, Any]) -> Any:
         assert self._desk is not None
