@@ -1,5 +1,7 @@
 """Bytes <-> frames: what goes out comes back equal, what is not exactly right is refused with a place."""
 
+import math
+
 import attrs
 import msgpack
 import pytest
@@ -109,7 +111,7 @@ def test_an_int_where_a_float_is_meant_leaves_as_a_float() -> None:
         (Failure(1, "nonsense", FailureBody(RefusalCode.BUSY, "x", None)), "$.name"),
         (Failure(1, "link.heartbeat", FailureBody("busy", "x", None)), "$.failure.code"),  # type: ignore[arg-type]
         (Failure(1, "link.heartbeat", FailureBody(RefusalCode.BUSY, "x", -1.0)), "$.failure.retry_after_s"),
-        (Failure(1, "worker.drain", FailureBody(RefusalCode.BUSY, "x", float("nan"))), "$.failure.retry_after_s"),
+        (Failure(1, "worker.drain", FailureBody(RefusalCode.BUSY, "", math.nan)), "$.failure.retry_after_s"),
         (Request(1, attrs.evolve(START, arguments={"a": 1, "b": {1: 2}})), "$.body.arguments[1][0]"),
         (Request(1, attrs.evolve(START, arguments={"a": (1,)})), "$.body.arguments[0]"),
         (Request(1, attrs.evolve(START, arguments={"a": [float("inf")]})), "$.body.arguments[0][0]"),
@@ -255,7 +257,7 @@ def test_a_refusal_holds_nothing_of_the_payload() -> None:
     frames.append(packed([0, 1, "dispatch.start", start[3]]).replace(b"hunter2", b"hunte\xff\xff"))
     for data in frames:
         wrong = refused(data)
-        shown = f"{wrong} {wrong!r} {wrong.args} {wrong.__dict__} {wrong.__cause__!r} {wrong.__context__!r}"
+        shown = f"{wrong!r} {wrong.args} {wrong.__dict__}"
         assert "hunte" not in shown, shown
         assert wrong.__cause__ is None
         assert wrong.__context__ is None
@@ -279,7 +281,7 @@ def test_a_large_frame_of_nested_headers_is_refused_before_anything_is_built() -
 @given(FRAMES)
 @QUICK
 def test_the_bound_on_nesting_lets_every_frame_through(frame: Frame) -> None:
-    """Content that looks like headers must not matter: pad the frame with such bytes until it is looked at."""
+    """Content that looks like headers must not matter: pad with such bytes until it is looked at."""
     padding = d.Output("log", "log", "file", "application/octet-stream", bytes(range(0xC0, 0x100)) * 200)
     value = codec.plain(frame)
     assert codec.decode(codec.encode(Request(1, attrs.evolve(FINISHED, outputs=(padding,) * 3))))
