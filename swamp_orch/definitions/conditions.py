@@ -157,7 +157,8 @@ def find_cycle(edges: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _first_first(cycle: list[str], order: list[str]) -> list[str]:
-    start = min(range(len(cycle)), key=lambda index: order.index(cycle[index]))
+    ranks = {name: rank for rank, name in enumerate(order)}
+    start = min(range(len(cycle)), key=lambda index: ranks[cycle[index]])
     turned = cycle[start:] + cycle[:start]
     return [*turned, turned[0]]
 

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
+
 from swamp_orch.definitions.conditions import check_graph, read_dependencies
 from swamp_orch.definitions.fields import (
     NAME_RULE,
@@ -120,7 +122,7 @@ class Workflows:
                     hint=f"swamp workflow edit {workflow.name}, or choose another name",
                 )
             write_atomically(path, text, new=True)
-        return self.find(workflow.name)
+        return parse_workflow(data, attrs.evolve(source, file=self.folder.shown(path)), workflow.name)
 
     def rewrite(self, path: Path, text: str) -> Workflow:
         """Replace the text of a workflow file, as typed; a missing `id` keeps the old one. The old text need

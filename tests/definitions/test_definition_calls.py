@@ -237,7 +237,7 @@ def test_delete_is_refused_while_a_workflow_names_the_model(call: Ask, repositor
     assert "workflow 'remote-demo' (step 'echo-on-worker')" in caught.value.message
     assert "workflows/workflow-bad.yaml, which cannot be read" in caught.value.message
     (repository.workflows / "workflow-bad.yaml").unlink()
-    text = TUTORIAL.replace("modelIdOrName: remote-echo", f"modelIdOrName: {made['id'][:6]}")
+    text = TUTORIAL.replace("modelIdOrName: remote-echo", f"modelIdOrName: '{made['id'][:6]}'")
     call("workflow.edit", name="remote-demo", text=text)
     with pytest.raises(Conflict):
         call("model.delete", name="remote-echo")
