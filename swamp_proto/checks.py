@@ -90,18 +90,21 @@ def floating(bound: Bound) -> Check:
 
 
 def sized(wanted: type[str] | type[bytes], word: str, bound: Bound) -> Check:
-    """Text or bytes."""
+    """Text or bytes. Without a bound the frame's own limit is enough, and nothing is measured."""
     low = bound.low or 0
     high = _FRAME_MAX if bound.high is None else bound.high
 
     def check(value: Any, _: Any = None) -> Any:
         if type(value) is not wanted:
             raise Wrong(f"{word} needed, not {kind_of(value)}")
-        if not low <= len(value) <= high:
+        return value
+
+    def measured(value: Any, _: Any = None) -> Any:
+        if not low <= len(check(value)) <= high:
             raise Wrong(f"length is not within {low}..{high}")
         return value
 
-    return check
+    return check if bound == Bound() else measured
 
 
 def boolean(value: Any, _: Any = None) -> Any:
