@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import attrs
 
-from swamp_orch.expressions.scope import FUNCTIONS, VARIABLES, Scope, unfit
+from swamp_orch.expressions.scope import FUNCTIONS, VARIABLES, Scope
 from swamp_orch.expressions.secret import Secret, SecretRef, joined, secrets_in
 from swamp_orch.expressions.template import Expression, Template, Tree
 from swamp_orch.query import syntax
@@ -71,16 +71,13 @@ def evaluate_expression(template: Template, expression: Expression, scope: Scope
     compiled = compiled_expression(template, expression)
     data = _data(template, expression, compiled, scope)
     plan = _plan(compiled)
-    for name, value in data.items() if scope.unfit or "model" in data else ():
-        problem = unfit(value)
-        if problem is not None:
-            raise template.error(
-                f"expression `{expression.text}`: `{name}` holds {problem}, which expressions cannot carry",
-                "pass such content as a file",
-                at=expression.at,
-            )
+    secret_names = []
+    for name, value in data.items():
+        _refuse_unfit(template, expression, f"`{name}` holds", value)
+        if next(iter(secrets_in(value)), None) is not None:
+            secret_names.append(name)
     markers = _Markers()
-    if scope.holds_secrets or plan.calls_vault:
+    if secret_names or plan.calls_vault:
         try:
             _Use(data).check(compiled.tree.root)
         except _Looked as looked:
@@ -89,7 +86,7 @@ def evaluate_expression(template: Template, expression: Expression, scope: Scope
                 "a secret can be passed on or joined with +; work with its text inside the step",
                 at=expression.at,
             ) from None
-        data = {name: markers.put(value) for name, value in data.items()}
+        data.update((name, markers.put(data[name])) for name in secret_names)
     functions = dict(scope.functions)
     for name in plan.functions:
         if name == "vault.get" and scope.secrets:
@@ -110,14 +107,34 @@ def _fit(
 ) -> Any:
     """The function's answer, unless the engine would change it."""
     answer = function(*arguments)
-    problem = unfit(answer)
+    _refuse_unfit(template, expression, f"{name}() gave", answer)
+    return answer
+
+
+def _refuse_unfit(template: Template, expression: Expression, what: str, value: Any) -> None:
+    problem = _unfit(value)
     if problem is not None:
         raise template.error(
-            f"expression `{expression.text}`: {name}() gave {problem}, which expressions cannot carry",
+            f"expression `{expression.text}`: {what} {problem}, which expressions cannot carry",
             "pass such content as a file",
             at=expression.at,
         )
-    return answer
+
+
+def _unfit(value: Any) -> str | None:
+    """What the engine cannot carry in a value, if anything: it would cut a text at a NUL character."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "a NUL character"
+        if value.isascii():
+            return None
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "text that is not Unicode"
+        return None
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((found for found in map(_unfit, items) if found is not None), None)
 
 
 def as_text(template: Template, expression: Expression, value: Any) -> str | Secret:

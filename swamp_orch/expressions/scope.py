@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import attrs
 
-from swamp_orch.expressions.secret import secrets_in
 from swamp_orch.query.environment import CelType, Function
 
 _T: Final = CelType
@@ -41,24 +40,6 @@ FUNCTIONS: Final = (
 `vault.get` is done here, not by the caller's functions: it is deferred."""
 
 
-def unfit(value: Any) -> str | None:
-    """What the engine cannot carry in a value, if anything: it would cut a text at a NUL character."""
-    if isinstance(value, str):
-        if "\0" in value:
-            return "a NUL character"
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return "text that is not Unicode"
-        return None
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    for item in items:
-        found = unfit(item)
-        if found is not None:
-            return found
-    return None
-
-
 @attrs.frozen
 class Scope:
     """The names at one place.
@@ -73,16 +54,6 @@ class Scope:
     functions: Mapping[str, Callable[..., Any]] = attrs.field(factory=dict)
     model: Callable[[str], Any] | None = None
     secrets: bool = True
-    holds_secrets: bool = attrs.field(init=False, eq=False)
-    unfit: str | None = attrs.field(init=False, eq=False)
-
-    @holds_secrets.default
-    def _holds_secrets(self) -> bool:
-        return next(iter(secrets_in(self.values)), None) is not None
-
-    @unfit.default
-    def _unfit(self) -> str | None:
-        return unfit(self.values)
 
     def with_values(self, /, **values: Any) -> "Scope":
         """The same with some names added or replaced, as `self` for a forEach item."""

@@ -491,3 +491,22 @@ def test_ten_thousand_steps_cost_ten_times_a_thousand(concurrency: int) -> None:
 def test_every_status_and_only_statuses_have_transitions() -> None:
     assert set(rp.TRANSITIONS) == set(StepStatus)
     assert {status for status, following in rp.TRANSITIONS.items() if not following} == rp.ENDS
+
+
+def test_every_transition_is_reached_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: set[tuple[StepStatus, StepStatus]] = set()
+    move = RunPlan._move
+
+    def noted(self: RunPlan, item: Any, status: StepStatus) -> None:
+        reached.add((item.status, status))
+        move(self, item, status)
+
+    monkeypatch.setattr(RunPlan, "_move", noted)
+    for status in (SUCCEEDED, FAILED, SKIPPED, CANCELLED):
+        for first in ([], [StepStarted(key("a"))]):
+            run = begin(job("j", step("a"), step("b", "a"), step("c"), concurrency=1))
+            run.tell(*first, StepEnded(key("a"), status))
+            run.tell(CancelAsked())
+    run = begin(job("j", step("a"), step("b", "a"), concurrency=1))
+    run.tell(CancelAsked())
+    assert reached == {(status, then) for status, following in rp.TRANSITIONS.items() for then in following}

@@ -306,3 +306,12 @@ def test_problems_and_warnings_need_no_values() -> None:
     assert problems(parse("echo ${{ raw(inputs.x) }}"), shell=True) == []
     assert "in single quotes" in str(problems(parse("echo '${{ inputs.x }}'"), shell=True)[0])
     assert "${{ inputs.x }}" in warnings(parse("{{ inputs.x }}", "f:1"))[0]
+
+
+@pytest.mark.parametrize("bad", ["a\0b", "\ud800", {"deep": ["a\0"]}])
+def test_what_the_engine_would_change_is_refused(bad: Any) -> None:
+    """The engine ends a text at a NUL character: a value would silently become another one."""
+    with pytest.raises(ExpressionError, match="`inputs` holds"):
+        value("${{ inputs.x }}", Scope(values={"inputs": {"x": bad}}))
+    with pytest.raises(ExpressionError, match=r"data.latest\(\) gave"):
+        value("${{ data.latest('a', 'b') }}", Scope(functions={"data.latest": lambda *_: {"x": bad}}))
