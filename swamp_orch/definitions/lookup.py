@@ -144,7 +144,7 @@ class Folder:
             if len(shared) > 1 and not (not write_id and shared[0].id == str(uuid.UUID(int=0))):
                 for definition in shared:
                     others = [other for other in shared if other is not definition]
-                    shared_id = self._shared(definition, [other.source.file for other in others])
+                    shared_id = _shared(definition.source.at("id"), [other.source.file for other in others])
                     unreadable.append(Unreadable(self.repository.root / definition.source.file, shared_id))
                     found.remove(definition)
         found.sort(key=lambda definition: str(definition.name))
@@ -156,7 +156,7 @@ class Folder:
         path = self.path_of(name)
         if path is not None:
             definition = self.open(path)
-            self._refuse_shared_id(definition, path)
+            self.refuse_taken_id(definition.id, definition.source.at("id"), path)
             return definition
         listing = self.all()
         if _PREFIX.fullmatch(name) and len(name) >= IDENTIFIER_PREFIX_MIN:
@@ -201,11 +201,11 @@ class Folder:
             return f"swamp model search, or swamp model create command/shell {name} --arg execute.run='…'"
         return f"swamp workflow search, or swamp workflow create {name} --file F"
 
-    def _refuse_shared_id(self, definition: Any, path: Path) -> None:
-        """A copied file with the id of the original. Only bytes are looked at: this is on the way of every
-        run."""
+    def refuse_taken_id(self, identity: str, where: str, path: Path | None = None) -> None:
+        """Raise `InvalidDefinition` when a file other than `path` has the id: somebody copied a file. Only
+        bytes are looked at: this is on the way of every run."""
         pattern = re.compile(
-            rb"^[\"']?id[\"']?[ \t]*:[ \t]*[\"']?" + re.escape(definition.id.encode()), re.MULTILINE
+            rb"^[\"']?id[\"']?[ \t]*:[ \t]*[\"']?" + re.escape(identity.encode()), re.MULTILINE
         )
         others = []
         for other in self.files():
@@ -214,13 +214,7 @@ class Folder:
                     if pattern.search(other.read_bytes()):
                         others.append(self.shown(other))
         if others:
-            raise self._shared(definition, others)
-
-    def _shared(self, definition: Any, others: list[Path]) -> InvalidDefinition:
-        return InvalidDefinition(
-            f"{definition.source.at('id')}: the id is also that of {', '.join(map(str, others))}",
-            hint="remove the `id` line of the copy: swamp writes a new one",
-        )
+            raise _shared(where, others)
 
     def keep_id(self, path: Path, text: str) -> str:
         """`text` for the file `path`, with the id that the file has when `text` says none. Raises
@@ -285,6 +279,13 @@ class Folder:
             yield
         finally:
             os.close(handle)
+
+
+def _shared(where: str, others: list[Path]) -> InvalidDefinition:
+    return InvalidDefinition(
+        f"{where}: the id is also that of {', '.join(map(str, others))}",
+        hint="remove the `id` line of the copy: swamp writes a new one",
+    )
 
 
 def read_identity(fields: Fields, data: Mapping[str, Any], expected: str, rename: str) -> tuple[str, str]:

@@ -121,6 +121,7 @@ class Workflows:
                     f"the workflow '{workflow.name}' exists already: {self.folder.shown(existing)}",
                     hint=f"swamp workflow edit {workflow.name}, or choose another name",
                 )
+            self.folder.refuse_taken_id(workflow.id, source.at("id"))
             write_atomically(path, text, new=True)
         return parse_workflow(data, attrs.evolve(source, file=self.folder.shown(path)), workflow.name)
 

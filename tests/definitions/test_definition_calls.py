@@ -398,6 +398,17 @@ def test_creating_a_workflow_that_exists_names_the_file(call: Ask) -> None:
     )
 
 
+def test_a_copied_text_with_the_id_of_the_original_is_refused(call: Ask, repository: Repository) -> None:
+    call("workflow.create", text=TUTORIAL)
+    with pytest.raises(InvalidDefinition) as caught:
+        call("workflow.create", text=TUTORIAL.replace("remote-demo", "copy"))
+    assert (
+        caught.value.message == "the given text:1: the id is also that of workflows/workflow-remote-demo.yaml"
+    )
+    assert caught.value.hint == "remove the `id` line of the copy: swamp writes a new one"
+    assert files(repository) == ["workflows/workflow-remote-demo.yaml"]
+
+
 @pytest.mark.parametrize("with_model", [False, True])
 def test_the_scaffold_validates(call: Ask, with_model: bool) -> None:
     call("model.create", type="command/shell", name="aaa-needs-run")
