@@ -281,11 +281,11 @@ class _Markers:
     """Secrets of one evaluation, as texts that nobody can have written down before."""
 
     def __init__(self) -> None:
-        self._nonce = secrets.token_hex(16)
+        self._nonce = ""  # drawn with the first secret
         self._known: list[Secret] = []
-        self._pattern = re.compile(f"\ue000{self._nonce}:([0-9]+)\ue001")
 
     def _mark(self, secret: Secret) -> str:
+        self._nonce = self._nonce or secrets.token_hex(16)
         self._known.append(secret)
         return f"\ue000{self._nonce}:{len(self._known) - 1}\ue001"
 
@@ -308,8 +308,11 @@ class _Markers:
             return value
         if isinstance(value, str):
             parts: list[str | Secret] = []
-            for index, piece in enumerate(self._pattern.split(value)):
-                parts.append(self._known[int(piece)] if index % 2 else piece)
+            first, *others = value.split(f"\ue000{self._nonce}:")
+            parts.append(first)
+            for piece in others:
+                number, _, rest = piece.partition("\ue001")
+                parts += [self._known[int(number)], rest]
             return joined(parts)
         if isinstance(value, dict):
             return {key: self.take(item) for key, item in value.items()}

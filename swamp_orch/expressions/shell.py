@@ -13,6 +13,7 @@ The same expression twice is one variable. Secrets are variables like all others
 they are never pasted, not even by `raw`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Final
 
@@ -162,13 +163,22 @@ def _raw(template: Template, expression: Expression, scope: Scope) -> str:
 
 def _places(parts: tuple[str | Expression, ...], raws: Mapping[int, str]) -> tuple[Found, ...]:
     """The place of every expression that is not raw. A raw one of unknown text counts as a word."""
+    return _read(_with_holes(parts, raws))
+
+
+@functools.lru_cache(maxsize=512)
+def _read(text: str) -> tuple[Found, ...]:
+    return Lexer(text).read()
+
+
+def _with_holes(parts: tuple[str | Expression, ...], raws: Mapping[int, str]) -> str:
     text: list[str] = []
     for index, part in enumerate(parts):
         if isinstance(part, str):
             text.append(part)
         else:
             text.append(raws.get(index, "raw") if part.is_raw else HOLE)
-    return Lexer("".join(text)).read()
+    return "".join(text)
 
 
 def _misplaced(template: Template, expression: Expression, place: Found) -> ExpressionError:
