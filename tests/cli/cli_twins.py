@@ -12,7 +12,7 @@ from swamp_orch.api.application import check_parameters
 class FakeSession:
     """Answers by call name: a value, an exception, or a function of the parameters.
 
-    Every call is checked with the catalogue: a command that asks for what no orchestrator knows fails its test.
+    Every call is checked with the catalogue: who asks for what no orchestrator knows fails its test.
     """
 
     where = "fake"

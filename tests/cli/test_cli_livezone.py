@@ -1,4 +1,4 @@
-"""The live zone on a real pseudo-terminal, read by a small terminal of our own: permanent lines stay whole."""
+"""The live zone on a real pseudo-terminal, read by a small terminal of our own."""
 
 import fcntl
 import os
@@ -89,7 +89,8 @@ runtree.NOTICE_S = 0.1
 waiting = dict(kind="step_waiting", job="build", step="echo-on-worker", reason="no worker named build-node",
                requirement="target=build-node")
 one = job_events(lines=tuple("line %d \\x1b[2J\\x1b[31mred\\rmoved\\tx" % n for n in range({lines})))
-middle = [waiting, "sleep", *one[:-1], "sleep", one[-1], dict(kind="job_ended", job="build", status="succeeded")]
+over = dict(kind="job_ended", job="build", status="succeeded")
+middle = [waiting, "sleep", *one[:-1], "sleep", one[-1], over]
 
 class Session(FakeSession):
     def stream(self, name, /, **parameters):
@@ -148,7 +149,10 @@ def _on_a_terminal(
 
 HEAD = "build" + " " * 59 + "✓echo-on-worker"
 TAIL = ["── @swamp/workflow-summary ─────────────────────────────────", *SUMMARY.rstrip("\n").split("\n")]
-QUEUED = "○ build › echo-on-worker queued, waiting for worker matching target=build-node (no worker named build-node)"
+QUEUED = (
+    "○ build › echo-on-worker queued, waiting for worker matching target=build-node "
+    "(no worker named build-node)"
+)
 
 
 def test_permanent_lines_are_whole_and_the_zone_is_gone() -> None:

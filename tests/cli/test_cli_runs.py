@@ -80,7 +80,8 @@ def test_several_steps_are_grouped_under_what_they_ran() -> None:
     skipped = {"kind": "step_ended", "status": "skipped", "worker": None, "records": []}
     middle = [
         *job_events("build", "fetch", "node-1", ("fetched",)),
-        {"kind": "step_started", "job": "build", "step": "compile", "worker": None, "model": "cc", "method": "run"},
+        {"kind": "step_started", "job": "build", "step": "compile", "worker": None, "model": "cc",
+         "method": "run"},
         failed,
         {**skipped, "job": "build", "step": "test", "reason": "compile failed"},
         {"kind": "job_ended", "job": "build", "status": "failed"},
@@ -334,10 +335,9 @@ def test_run_cancel_says_what_is_left(swamp: Run) -> None:
 
 
 def test_workflow_cancel_finds_the_one_active_run(swamp: Run) -> None:
-    answers = {"run.cancel": {}, "run.list": {"runs": [{"runId": "r1"}]}}
-    ended = swamp(
-        "workflow", "cancel", "w", answers=answers, events={"r1": run_events([], "cancelled", left=0)}
-    )
+    cancelled = {"runId": "r1", "status": "cancelled", "left": 0}
+    answers = {"run.cancel": cancelled, "run.list": {"runs": [{"runId": "r1"}]}}
+    ended = swamp("workflow", "cancel", "w", answers=answers)
     assert ended.out == "Cancelled run r1\nleft: 0\n"
     assert ended.session.calls[0] == ("run.list", {"workflow": "w", "active": True})
     two = {"run.list": {"runs": [{"runId": "r1"}, {"runId": "r2"}]}}

@@ -249,8 +249,9 @@ def delete(
     if invocation.json:
         invocation.document(done)
         return
-    count = done.get("totalVersionsDeleted", done.get("versionsDeleted", 0))
-    print(f"{'Would delete' if dry_run else 'Deleted'} {count} version(s) of {what} of {model}")
+    verb = "Would delete" if dry_run else "Deleted"
+    count = "" if version is not None else f"{done['totalVersionsDeleted']} version(s) of "
+    print(f"{verb} {count}{what} of {model}")
     for failure in done.get("failed") or []:
         invocation.warn(f"{failure.get('dataName')}: {failure.get('error')}")
 
