@@ -216,33 +216,33 @@ class Folder:
         if others:
             raise _shared(where, others)
 
-    def keep_id(self, path: Path, text: str) -> str:
-        """`text` for the file `path`, with the id that the file has when `text` says none. Raises
-        `LocalError` when it says another one: data and runs belong to the old."""
+    def keep_id(self, path: Path, text: str) -> tuple[str, Any, Source]:
+        """`text` for the file `path`, with the id that the file has when `text` says none; its data, and the
+        lines of the text as it was typed. Raises `LocalError` when it says another id: data and runs belong
+        to the old."""
         from swamp_orch.definitions.yaml_edit import set_key
 
         shown = self.shown(path)
         data, source = load_text(text, shown)
+        if not isinstance(data, dict):
+            return text, data, source
         try:
             old, _ = load(path, root=self.repository.root)
         except SwampError:
             old = None
         identity = old.get("id") if isinstance(old, dict) else self._id_in_text(path)
-        if not isinstance(data, dict):
-            return text
-        if not isinstance(identity, str) or not is_uuid(identity):
-            if "id" in data:
-                return text
-            identity = str(uuid.uuid4())
+        known = isinstance(identity, str) and is_uuid(identity)
         if "id" not in data:
-            return set_key(text, ("id",), identity, first=True, shown=shown)
-        if data["id"] != identity:
+            identity = identity if known else str(uuid.uuid4())
+            text = set_key(text, ("id",), identity, first=True, shown=shown)
+            return text, {"id": identity, **data}, source
+        if known and data["id"] != identity:
             raise LocalError(
                 f"{source.at('id')}: the id of a {self.noun} cannot change: "
                 f"its data and runs belong to {identity}",
                 hint=f"keep id: {identity}, or make a new {self.noun} with swamp {self.noun} create",
             )
-        return text
+        return text, data, source
 
     def _id_in_text(self, path: Path) -> str | None:
         """The id in a file that does not parse."""

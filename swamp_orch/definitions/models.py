@@ -126,8 +126,7 @@ class Models:
         """Replace the text of a definition file, as typed; a missing `id` keeps the old one. The old text
         need not parse. Raises `InvalidDefinition`, and `LocalError` when the id would change."""
         with self.folder.lock():
-            text = self.folder.keep_id(path, text)
-            data, source = load_text(text, self.folder.shown(path))
+            text, data, source = self.folder.keep_id(path, text)
             self._read(data, source, path)
             write_atomically(path, text)
         return self._open(path)

@@ -107,11 +107,13 @@ class Workflows:
         typed = Path(f"{PREFIX}{given}.yaml" if given else "the given text")
         data, source = load_text(text, typed)
         if isinstance(data, dict):
+            # Problems are told with the lines of the text as it was typed: keys are added to the data first.
+            added = {"id": str(uuid.uuid4())} if "id" not in data else {}
             if given and "name" not in data:
-                text = set_key(text, ("name",), given, first=True, shown=typed)
-            if "id" not in data:
-                text = set_key(text, ("id",), str(uuid.uuid4()), first=True, shown=typed)
-            data, source = load_text(text, typed)
+                added["name"] = given
+            data = {**added, **data}
+            for key in reversed(added):
+                text = set_key(text, (key,), added[key], first=True, shown=typed)
         workflow = parse_workflow(data, source, given)
         path = self.repository.workflows / f"{PREFIX}{workflow.name}.yaml"
         with self.folder.lock():
@@ -123,14 +125,18 @@ class Workflows:
                 )
             self.folder.refuse_taken_id(workflow.id, source.at("id"))
             write_atomically(path, text, new=True)
-        return parse_workflow(data, attrs.evolve(source, file=self.folder.shown(path)), workflow.name)
+        return attrs.evolve(workflow, source=Source(self.folder.shown(path)))
+
+    def parse_recorded(self, text: str, name: str) -> Workflow:
+        """A workflow as a run recorded it when it started, whatever its file says now."""
+        data, source = load_text(text, Path(f"{PREFIX}{name}.yaml"))
+        return parse_workflow(data, source, name)
 
     def rewrite(self, path: Path, text: str) -> Workflow:
         """Replace the text of a workflow file, as typed; a missing `id` keeps the old one. The old text need
         not parse. Raises `InvalidDefinition`, and `LocalError` when the id would change."""
         with self.folder.lock():
-            text = self.folder.keep_id(path, text)
-            data, source = load_text(text, self.folder.shown(path))
+            text, data, source = self.folder.keep_id(path, text)
             self._read(data, source, path)
             write_atomically(path, text)
         found = self.folder.open(path)

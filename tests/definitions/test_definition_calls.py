@@ -209,6 +209,7 @@ def test_edit_keeps_the_id_and_refuses_what_is_wrong(call: Ask, repository: Repo
         ),
         ("type: [\n", "a bracket is never closed"),
         ("", "the file is empty"),
+        ("type: command/shell\nname: remote-echo\nmethds: {}\n", "remote-echo.yaml:3: Unknown key 'methds'"),
     ]:
         with pytest.raises(LocalError) as caught:
             call("model.edit", name="remote-echo", text=text)
@@ -376,6 +377,11 @@ def test_create_adds_id_and_name_and_nothing_else(call: Ask, repository: Reposit
             "the given text:1: the workflow must be a map of keys, not a list",
         ),
         ({"text": ""}, InvalidDefinition, "the given text:1: the file is empty"),
+        (
+            {"name": "x", "text": "jobs:\n  - nme: a\n"},
+            InvalidDefinition,
+            "workflow-x.yaml:2: Unknown key 'nme' on job 1.",
+        ),
         ({}, UsageError, "a new workflow needs a name or a text"),
     ],
 )
