@@ -78,6 +78,8 @@ def kill(entries: Iterable[Entry], strict: bool) -> int:
 def kill_all(entries: Iterable[Entry], strict: bool, within_s: float) -> int:
     """KILL again and again until nothing is found, or `within_s` has passed. How many are left. Blocks."""
     named = list(entries)
+    if not named:
+        return 0
     until = time.monotonic() + within_s
     clean = 0
     while True:

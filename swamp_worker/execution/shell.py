@@ -36,7 +36,6 @@ import trio
 from swamp_proto.errors import Broken
 from swamp_proto.limits import (
     BACKGROUND_GRACE_S,
-    CANCEL_TERM_S,
     LOG_BATCH_LINES_MAX,
     STUCK_S,
 )
@@ -108,7 +107,7 @@ async def run_shell(dispatch: Dispatch, sink: LogSink, control: Control, host: H
             return attrs.evolve(failed(f"Cancelled before it started: {control.reason}"), outcome=outcome)
         kill_by_ns = 0
         if timeout_s is not None:
-            kill_by_ns = boot_ns() + int((timeout_s + CANCEL_TERM_S + _LATE_S) * 1e9)
+            kill_by_ns = boot_ns() + int((timeout_s + control.term_s + _LATE_S) * 1e9)
         host.keeper.expect(dispatch.dispatch, kill_by_ns)
         try:
             child = process.spawn(
@@ -311,13 +310,11 @@ class _Execution:
         """TERM, and time for the group to go. A second request may shorten that time, never lengthen it."""
         process.terminate_group(self._child.pid)
         control = self._control
-        with trio.move_on_after(CANCEL_TERM_S) as scope:
+        with trio.move_on_after(control.term_s) as scope:
 
             def hurry() -> None:
                 scope.deadline = min(scope.deadline, trio.current_time() + control.term_s)
 
-            if control.cancel_asked.is_set():
-                scope.deadline = trio.current_time() + control.term_s
             control.on_ask = hurry
             while self._child.status is None or not process.group_is_empty(self._child.pid):
                 with trio.move_on_after(0.01 if self._child.status is not None else 1.0):

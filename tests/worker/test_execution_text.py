@@ -1,0 +1,169 @@
+"""Lines, captures and masking: the same answer however the bytes arrive."""
+
+import base64
+import json
+from urllib.parse import quote
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from swamp_proto.limits import LINE_MAX
+from swamp_worker.execution import capture as capture_module
+from swamp_worker.execution.capture import Capture, encoded_size
+from swamp_worker.execution.lines import LineSplitter
+from swamp_worker.execution.redaction import Mask
+
+SECRETS = ("hunter2", "p@ss/w+rd=", 'multi\nline-two\n"three"', "héllo wörld", "hunter2-and-more")
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
+    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+
+
+def split(data: bytes, cuts: list[int], mask: Mask) -> list[str]:
+    splitter = LineSplitter(mask)
+    found = []
+    for piece in pieces(data, cuts):
+        found += splitter.feed(piece)
+    return found + splitter.flush()
+
+
+# ── lines ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CHUNKS = st.lists(
+    st.one_of(
+        st.binary(max_size=12),
+        st.sampled_from([b"\n", b"\r\n", "ünïcödé 🐊".encode(), b"\xff\xfe", b"x" * LINE_MAX, b"y" * (2 * LINE_MAX + 3)]),
+    ),
+    max_size=8,
+).map(b"".join)
+CUTS = st.lists(st.integers(0, 3 * LINE_MAX), max_size=8)
+
+
+@given(CHUNKS, CUTS)
+@example("🐊".encode() * LINE_MAX, [LINE_MAX - 1, LINE_MAX, LINE_MAX + 1])
+@settings(deadline=None, max_examples=150)
+def test_lines_do_not_depend_on_how_the_bytes_arrive(data: bytes, cuts: list[int]) -> None:
+    found = split(data, cuts, Mask(()))
+    whole = split(data, [], Mask(()))
+    assert "".join(found) == "".join(whole)
+    assert all(len(line.encode()) <= LINE_MAX for line in found)
+    short = max(map(len, data.split(b"\n"))) <= LINE_MAX // 3
+    if short:
+        expected = data.decode("utf-8", "replace").split("\n")
+        assert found == (expected[:-1] if expected[-1] == "" else expected)
+    else:
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            return  # how many U+FFFD a torn sequence becomes may depend on where a long line is split
+        assert "".join(found) == text.replace("\n", "")
+
+
+# ── masking ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+WORDS = st.lists(
+    st.one_of(
+        st.sampled_from(SECRETS),
+        st.sampled_from([s[:4] for s in SECRETS]),
+        st.text(alphabet="abhu2 \n%/+=nte", max_size=6),
+        st.just("z" * (LINE_MAX // 2)),
+    ),
+    max_size=7,
+).map("".join)
+
+
+@given(WORDS, CUTS)
+@settings(deadline=None, max_examples=200)
+def test_no_secret_survives_any_split(text: str, cuts: list[int]) -> None:
+    mask = Mask(SECRETS)
+    lines = split(text.encode(), cuts, mask)
+    assert not any(part in line for line in lines for secret in SECRETS for part in secret.splitlines())
+    # Pieces of one long line stand next to each other, so only the joined text can be compared.
+    assert "".join(mask(line) for line in text.split("\n")) == "".join(lines)
+
+
+@given(st.text(alphabet="hunter2 ab", max_size=60), st.lists(st.integers(0, 60), max_size=6))
+def test_a_line_in_pieces_is_masked_as_a_whole(text: str, cuts: list[int]) -> None:
+    mask = Mask(("hunter2", "er2 hun", "abab"))
+    stream = mask.for_line()
+    places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    found = "".join(stream.feed(text[a:b]) for a, b in zip(places, places[1:], strict=False)) + stream.flush()
+    assert found == mask(text)
+
+
+def test_every_spelling_is_masked() -> None:
+    secret = 'p@ss "w/o" rd+ü'
+    mask = Mask((secret,))
+    for spelling in (
+        secret,
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        quote(secret),
+        quote(secret, safe=""),
+        base64.b64encode(secret.encode()).decode().rstrip("="),
+        base64.urlsafe_b64encode(secret.encode()).decode().rstrip("="),
+    ):
+        assert mask(f"<{spelling}>") == "<***>"
+    for before in ("", "a", "ab", "user:"):
+        for after in ("", "z", "zz"):
+            encoded = base64.b64encode(f"{before}{secret}{after}".encode()).decode()
+            masked = mask(encoded)
+            assert "***" in masked
+            assert len(masked) < len(encoded) - len(secret)
+
+
+def test_lines_of_a_multi_line_secret_are_masked_each() -> None:
+    key = "-----BEGIN KEY-----\nMIIBVgIBADANBg\nkqhkiG9w0BAQE\n-----END KEY-----\n"
+    mask = Mask((key,))
+    assert mask("x MIIBVgIBADANBg y\nkqhkiG9w0BAQE") == "x *** y\n***"
+    assert "MIIBV" not in mask(json.dumps({"key": key}))
+
+
+def test_longest_first_and_short_ones_are_told() -> None:
+    mask = Mask(("abc", "abcdef", "x", "", "  "))
+    assert mask("abcdef abc x") == "*** *** x"
+    assert mask.too_short == 1
+
+
+def test_without_secrets_nothing_is_looked_at() -> None:
+    mask = Mask(())
+    text = "x" * 100
+    assert mask(text) is text
+    assert mask.for_line().feed(text) is text
+    assert not mask
+
+
+# ── captures ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.text(max_size=50))
+def test_encoded_size_is_what_json_takes(text: str) -> None:
+    assert encoded_size(text) == len(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass")) - 2
+
+
+@given(
+    st.lists(st.lists(st.text(alphabet='ab"\\\n🐊é\x01', max_size=30).map(lambda t: t.replace("\n", "")), min_size=1, max_size=5), max_size=60),
+    st.integers(200, 900),
+)
+@settings(deadline=None)
+def test_a_capture_keeps_head_and_tail_within_its_limit(batches: list[list[str]], limit: int) -> None:
+    capture = Capture(limit=limit, tail=limit // 4)
+    for batch in batches:
+        capture.add(batch)
+    whole = "\n".join(line for batch in batches for line in batch)
+    truncated = capture.truncated
+    text = capture.text()
+    assert encoded_size(text) <= limit
+    if encoded_size(whole) <= limit - limit // 4 - capture_module._MARKER_MAX:
+        assert not truncated
+    if not truncated:
+        assert text == whole
+        return
+    (marker,) = [line for line in text.split("\n") if line.startswith("… ") and line.endswith(" …")]
+    head, tail = text.split(f"\n{marker}\n")
+    assert whole.startswith(head)
+    assert whole.endswith(tail)
+    cut = whole[len(head) : len(whole) - len(tail)]
+    assert marker == f"… {len(cut.encode())} bytes cut ({cut.count(chr(10))} line ends) …"
