@@ -9,6 +9,7 @@ two captured shells at a time. Absolute numbers belong to this machine; the rati
 """
 
 import argparse
+import itertools
 import json
 import time
 
@@ -58,9 +59,13 @@ def main() -> None:
         trio.run(_shells, 50)
         before = trio.run(_shells, 300)
         it.workflow("chain", options.latency_steps, target="w1", chain=True)
-        ends = [time.perf_counter() for event in it.run("chain") if event["kind"] == "step_ended" and event["status"] == "succeeded"]
+        ends = [
+            time.perf_counter()
+            for event in it.run("chain")
+            if event["kind"] == "step_ended" and event["status"] == "succeeded"
+        ]
         assert len(ends) == options.latency_steps, f"only {len(ends)} steps succeeded"
-        spans = [later - earlier for earlier, later in zip(ends[20:], ends[21:], strict=False)]
+        spans = [later - earlier for earlier, later in itertools.pairwise(ends[20:])]
         shells = before + trio.run(_shells, 300)
         base = percentile(shells, 0.5)
         found |= {

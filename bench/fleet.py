@@ -30,7 +30,12 @@ class Fleet:
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         log = (self.root / f"{len(self.processes)}.log").open("wb")
         process = subprocess.Popen(
-            [*SWAMP, *command], cwd=self.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            [*SWAMP, *command],
+            cwd=self.root,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         self.processes.append(process)
         return process
@@ -53,7 +58,15 @@ class Fleet:
         file.write_text(token)
         cache = self.root / f"cache-{name}"
         process = self.start(
-            "worker", "connect", self.url, "--token-file", str(file), "--cache-dir", str(cache), "--concurrency", str(slots)
+            "worker",
+            "connect",
+            self.url,
+            "--token-file",
+            str(file),
+            "--cache-dir",
+            str(cache),
+            "--concurrency",
+            str(slots),
         )
         until = time.monotonic() + DEADLINE_S
         while not any(row["name"] == name for row in self.session.call("worker.list")["workers"]):
@@ -71,7 +84,12 @@ class Fleet:
                 lines.append(f"        target: {target}")
             if chain and number:
                 lines.append(f"        dependsOn: [s{number - 1}]")
-            lines += ["        task:", "          type: model_method", "          modelIdOrName: noop", "          methodName: execute"]
+            lines += [
+                "        task:",
+                "          type: model_method",
+                "          modelIdOrName: noop",
+                "          methodName: execute",
+            ]
         self.session.call("workflow.create", name=name, text="\n".join([*lines, "version: 1", ""]))
 
     def run(self, name: str) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,13 @@ import attrs
 
 from swamp_orch.definitions.repository import Repository
 from swamp_proto.errors import Broken, Conflict, ExitCode, RefusalCode, Refused, UsageError
-from swamp_proto.limits import CLIENT_BODY_MAX, CONCURRENT_RUNS_MAX_DEFAULT, CONTROL_FRAME_MAX, GRACE_S_DEFAULT, Tempo
+from swamp_proto.limits import (
+    CLIENT_BODY_MAX,
+    CONCURRENT_RUNS_MAX_DEFAULT,
+    CONTROL_FRAME_MAX,
+    GRACE_S_DEFAULT,
+    Tempo,
+)
 from swamp_proto.version import SWAMP_VERSION
 
 if TYPE_CHECKING:
@@ -151,9 +157,13 @@ def _holder(repository: Repository) -> str:
 
 def _listen(options: ServeOptions) -> socket.socket:
     try:
-        found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        found = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except socket.gaierror as error:
-        raise UsageError(f"--host {options.host!r} is not an address of this machine: {error.strerror}") from None
+        raise UsageError(
+            f"--host {options.host!r} is not an address of this machine: {error.strerror}"
+        ) from None
     listener = socket.socket(found[0], socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -169,7 +179,8 @@ def _listen(options: ServeOptions) -> socket.socket:
             ) from None
         if error.errno == errno.EACCES:
             raise Broken(
-                f"port {options.port} needs privileges this process does not have", hint="swamp serve --port 9090"
+                f"port {options.port} needs privileges this process does not have",
+                hint="swamp serve --port 9090",
             ) from None
         raise Broken(f"cannot listen on {options.host} port {options.port}: {error.strerror}") from None
     return listener
@@ -211,7 +222,9 @@ def run_serve(options: ServeOptions) -> int:
     import trio
 
     if not __debug__:
-        raise UsageError("swamp serve relies on assertions", hint="start it without python -O and PYTHONOPTIMIZE")
+        raise UsageError(
+            "swamp serve relies on assertions", hint="start it without python -O and PYTHONOPTIMIZE"
+        )
     if (options.tls_cert is None) != (options.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
     sys.setswitchinterval(GIL_SLICE_S)
@@ -245,7 +258,12 @@ class _Daemon:
     """The parts of one serve, and how they start and stop."""
 
     def __init__(
-        self, options: ServeOptions, reporter: Reporter, store: Any, tcp: socket.socket, private: socket.socket
+        self,
+        options: ServeOptions,
+        reporter: Reporter,
+        store: Any,
+        tcp: socket.socket,
+        private: socket.socket,
     ) -> None:
         self._options = options
         self._report = reporter
@@ -382,7 +400,9 @@ class _Daemon:
         async for _ in signals:
             break
         engine.stopping = "the orchestrator is stopping"
-        self._report.plain("Stopping: no new work; finishing what runs here (Ctrl-C again to hurry) …", status="stopping")
+        self._report.plain(
+            "Stopping: no new work; finishing what runs here (Ctrl-C again to hurry) …", status="stopping"
+        )
         async with trio.open_nursery() as nursery:
 
             async def hurry() -> None:
@@ -400,4 +420,3 @@ class _Daemon:
 def _is_loopback(listener: socket.socket) -> bool:
     host = str(listener.getsockname()[0])
     return host.startswith("127.") or host == "::1"
-

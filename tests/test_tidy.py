@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("swamp_proto", "swamp_worker", "swamp_orch")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CORES = [path for path in SOURCES if path.parent.name == "core"]
-EVERYTHING = sorted({*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").glob("*.py"), *(ROOT / "fuzz").glob("*.py")})
+EVERYTHING = sorted(
+    {*SOURCES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "bench").glob("*.py"), *(ROOT / "fuzz").glob("*.py")}
+)
 
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
 IMPURE = {
@@ -73,7 +75,9 @@ def test_messages_are_frozen_values() -> None:
                 continue
             assert attrs.has(body)
             assert body.__setattr__ is not object.__setattr__, f"{body.__name__} can be changed"
-            methods = [name for name, member in vars(body).items() if callable(member) and not name.startswith("__")]
+            methods = [
+                name for name, member in vars(body).items() if callable(member) and not name.startswith("__")
+            ]
             assert not methods, f"{body.__name__} has behaviour: {methods}"
 
 
@@ -86,7 +90,9 @@ def test_no_loose_ends(path: Path) -> None:
         assert not re.search(r"\b(TODO|FIXME|XXX)\b(?!.*#\d+)", line), f"line {number}: {line.strip()}"
         if "# type: ignore" in line:
             assert re.search(r"# type: ignore\[[a-z-]+(, ?[a-z-]+)*\]", line), f"line {number}: which error?"
-        assert not re.search(r"except( Exception\b.*)?:\s*$", line), f"line {number}: a broad except needs its reason"
+        assert not re.search(r"except( Exception\b.*)?:\s*$", line), (
+            f"line {number}: a broad except needs its reason"
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_identify)
@@ -96,7 +102,9 @@ def test_modules_stay_readable(path: Path) -> None:
 
 def test_no_registry_host_is_named() -> None:
     """The project installs by package name; which index serves them is the machine's business."""
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     hosts = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian|files\.pythonhosted")
     for name in listed:
         path = ROOT / name
@@ -105,7 +113,9 @@ def test_no_registry_host_is_named() -> None:
 
 
 def test_top_level_is_what_the_card_says() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     top = {name.partition("/")[0] for name in listed}
     assert top <= {
         ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md", "bench", "constraints.txt", "dev", "docs", "examples", "fuzz",

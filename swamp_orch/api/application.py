@@ -51,7 +51,11 @@ def check_parameters(name: str, parameters: Mapping[str, Any]) -> Call:
             raise UsageError(f"unknown parameter {key!r} of {name}{_nearest(key, call.parameters)}")
         kind, _ = call.parameters[key]
         allowed = _TYPES[kind]
-        if value is None or not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed and kind != "any"):
+        if (
+            value is None
+            or not isinstance(value, allowed)
+            or (isinstance(value, bool) and bool not in allowed and kind != "any")
+        ):
             raise UsageError(f"parameter {key!r} of {name} must be of type {kind}")
     for key, (_, required) in call.parameters.items():
         if required and key not in parameters:

@@ -86,7 +86,7 @@ class _EngineThread:
 
         try:
             trio.run(self._serve)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
+        except BaseException as error:
             self._ready.put(error)
 
     async def _serve(self) -> None:
@@ -101,7 +101,9 @@ class _EngineThread:
         store = await trio.to_thread.run_sync(open_store, self._repository.data)
         try:
             application = Application(self._repository, store)
-            async with assemble(application, reporter=_Silent(), tempo=Tempo(), workers=False, clock_ms=wall_ms) as parts:
+            async with assemble(
+                application, reporter=_Silent(), tempo=Tempo(), workers=False, clock_ms=wall_ms
+            ) as parts:
                 self._live = LiveApplication(application, parts.live())
                 self._token = trio.lowlevel.current_trio_token()
                 self._stop = trio.Event()

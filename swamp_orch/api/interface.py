@@ -8,6 +8,8 @@ has a 4xx/5xx status and the body `{"error", "code", "hint"?}`.
 Names, parameters and answers of every call are listed in `CALLS` and documented in docs/reference/client-protocol.md.
 """
 
+# ruff: noqa: E501 - the table of calls is one call a line
+
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -26,7 +28,16 @@ class Call:
     live: bool = False  # meaningful only inside `swamp serve`
 
 
-def _call(name: str, summary: str, /, *, streams: bool = False, role: str = "read", live: bool = False, **parameters: str) -> Call:
+def _call(
+    name: str,
+    summary: str,
+    /,
+    *,
+    streams: bool = False,
+    role: str = "read",
+    live: bool = False,
+    **parameters: str,
+) -> Call:
     """`string` is required, `string?` optional."""
     return Call(
         name,

@@ -19,6 +19,7 @@ from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.functions import DataFunctions
 from swamp_orch.engine.orders import Orders
 from swamp_orch.engine.placing import Placing
+from swamp_orch.engine.recovery import Recovery
 from swamp_orch.expressions.secret import SecretRef
 from swamp_proto.environment import snapshot
 from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, Tempo
@@ -36,14 +37,19 @@ class Assembled:
 
     application: Application
     engine: Engine
+    orders: Orders
+    reporter: "Reporter"
     flights: Flights
     placing: Placing | None
     dispatches: WorkerDispatches | None
 
     async def reconcile(self) -> None:
         """After a start: what the last process left is brought to where the rules say."""
+        await Recovery(self.engine, self.orders, self.placing, self.reporter).run()
 
-    def live(self, desk: "ControlDesk | None" = None, status: Callable[[], Mapping[str, Any]] | None = None) -> "LiveCalls":
+    def live(
+        self, desk: "ControlDesk | None" = None, status: Callable[[], Mapping[str, Any]] | None = None
+    ) -> "LiveCalls":
         return LiveCalls(self, desk, status)
 
 
@@ -84,23 +90,35 @@ class LiveCalls:
 
     async def _serve_status(self, _: Mapping[str, Any]) -> Any:
         assert self._status is not None
-        runs = [{"runId": run.id, "workflowName": run.request.workflow.name} for run in self._parts.engine.active_runs()]
-        return {**self._status(), "runs": runs, "workers": len(self._desk.members) if self._desk is not None else 0}
+        runs = [
+            {"runId": run.id, "workflowName": run.request.workflow.name}
+            for run in self._parts.engine.active_runs()
+        ]
+        return {
+            **self._status(),
+            "runs": runs,
+            "workers": len(self._desk.members) if self._desk is not None else 0,
+        }
 
     async def _workers(self, parameters: Mapping[str, Any]) -> Any:
         """As recorded, with what only this process knows at this instant: who is connected, which slots are taken."""
         assert self._desk is not None
         active = {} if self._parts.placing is None else self._parts.placing.active()
         live = {
-            name: attrs.evolve(member.state, active=tuple(active.get(name, ()))) for name, member in self._desk.members.items()
+            name: attrs.evolve(member.state, active=tuple(active.get(name, ())))
+            for name, member in self._desk.members.items()
         }
         application = self._parts.application
-        service = TokenService(application.repository, application.store, application.vaults, live=lambda: live)
+        service = TokenService(
+            application.repository, application.store, application.vaults, live=lambda: live
+        )
         return await trio.to_thread.run_sync(service.handlers()["worker.list"], parameters)
 
     async def _drain(self, parameters: Mapping[str, Any]) -> Any:
         assert self._desk is not None
-        return await self._desk.drain(parameters["name"], parameters["draining"], parameters.get("reason") or "")
+        return await self._desk.drain(
+            parameters["name"], parameters["draining"], parameters.get("reason") or ""
+        )
 
     async def _token(self, name: str, parameters: Mapping[str, Any]) -> Any:
         assert self._desk is not None
@@ -133,7 +151,9 @@ async def assemble(
     predecessor = await trio.to_thread.run_sync(reap_predecessor, folder)
     if predecessor is not None and not predecessor.reaped:
         reporter.warning("processes of the previous orchestrator could not all be killed", folder=str(folder))
-    async with open_keeper(folder, instance=application.repository.repo_id, say=lambda text: reporter.warning(text)) as keeper:
+    async with open_keeper(
+        folder, instance=application.repository.repo_id, say=lambda text: reporter.warning(text)
+    ) as keeper:
         types = built_in()
         orders = Orders(
             types,
@@ -162,7 +182,7 @@ async def assemble(
             if placing is not None:
                 nursery.start_soon(placing.watch)
             async with engine.open():
-                yield Assembled(application, engine, flights, placing, dispatches)
+                yield Assembled(application, engine, orders, reporter, flights, placing, dispatches)
             nursery.cancel_scope.cancel()
     if not workers:
         from shutil import rmtree

@@ -20,7 +20,7 @@ from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.orders import Order, Orders
 from swamp_orch.engine.placing import Placing, Slot
-from swamp_orch.engine.runs import Run
+from swamp_orch.engine.runs import Run, RunRequest
 from swamp_orch.engine.steps import StepState
 from swamp_orch.store.interface import Store
 from swamp_proto.errors import NotFound, OperationFailed
@@ -33,13 +33,18 @@ LOOPBACK_SLOTS: Final = max(4, 2 * (os.cpu_count() or 1))
 
 
 def process_identity() -> dict[str, Any]:
-    """Who runs something: host, pid and boot id tell a live owner from a dead one."""
+    """Who runs something: host, boot id, pid and its start tell a live owner from a dead one."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - procfs
             boot = file.read().strip()
     except OSError:
         boot = ""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "bootId": boot}
+    try:
+        with open("/proc/self/stat", encoding="ascii") as file:  # noqa: PTH123 - procfs
+            started = file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = ""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "bootId": boot, "started": started}
 
 
 class Reporter(Protocol):
@@ -82,7 +87,7 @@ class Engine:
         self._runs: dict[str, Run] = {}
         self._ended: OrderedDict[str, RunFeed] = OrderedDict()
         self._runs_max = concurrent_runs_max
-        self._owner = process_identity()
+        self._owner = {"kind": "cli" if placing is None else "serve", **process_identity()}
         self._nursery: trio.Nursery
         self._idle = trio.Event()  # set when a loopback slot is given back
         self.stopping = ""
@@ -110,6 +115,12 @@ class Engine:
         await self._loopback.acquire_on_behalf_of(holder)
         return Slot(holder, None, None, lambda: self._release_loopback(holder))
 
+    def taken_slot(self, holder: str, worker: str | None) -> Slot:
+        """The slot of an execution that a previous process granted."""
+        if worker is not None and self.placing is not None:
+            return self.placing.taken_slot(holder, worker)
+        return Slot(holder, worker, None, lambda: None)
+
     def spool(self, dispatch: str, emit: Callable[[int, LogLine], None]) -> LogSpool:
         return LogSpool(self.repository.data / "logs" / dispatch, emit)
 
@@ -133,7 +144,7 @@ class Engine:
         request = await trio.to_thread.run_sync(self._orders.method_request, parameters, self._owner)
         return await self.start(request)
 
-    async def start(self, request: Any) -> dict[str, Any]:
+    async def start(self, request: RunRequest) -> dict[str, Any]:
         """Make a run durable and let it go; answers its id."""
         if self.stopping:
             raise OperationFailed(f"no new runs: {self.stopping}", code="stopping")
@@ -150,13 +161,21 @@ class Engine:
         except BaseException:
             del self._runs[run.id]
             raise
-        self._nursery.start_soon(self._execute, run)
+        self.go_on(run)
         return {"runId": run.id, "workflowName": request.workflow.name}
+
+    def new_run(self, request: RunRequest) -> Run:
+        """A run to be restored from its records, and then to `go_on`."""
+        run = self._runs[request.id] = Run(self, self._orders, request)
+        return run
+
+    def go_on(self, run: Run) -> None:
+        self._nursery.start_soon(self._execute, run)
 
     async def _execute(self, run: Run) -> None:
         try:
             await run.execute()
-        except Exception as error:  # noqa: BLE001 - a fault in one run must not end the others
+        except Exception as error:
             self._reporter.fault("a run ended by a fault of swamp itself", error, run=run.id)
             await run.abort(f"swamp itself failed: {error!r}")
         finally:
@@ -170,7 +189,9 @@ class Engine:
     async def _cancel(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         run = self._runs.get(parameters["runId"])
         if run is None:
-            if parameters["runId"] in self._ended or self.store.latest(parameters["runId"], "run-main", content=False):
+            if parameters["runId"] in self._ended or self.store.latest(
+                parameters["runId"], "run-main", content=False
+            ):
                 return {"runId": parameters["runId"], "status": "ended"}
             raise NotFound(f"run {parameters['runId']!r} is not known", hint="swamp run list")
         await run.ask_cancel(parameters.get("reason") or "cancelled")
@@ -186,7 +207,10 @@ class Engine:
         feed = run.feed if run is not None else self._ended.get(run_id)
         if feed is None:
             feed = self._replay(run_id)
-        return FeedFollower(feed, int(parameters.get("after") or 0))
+        after = int(parameters.get("after") or 0)
+        return FeedFollower(
+            feed, after if after <= feed.last else 0
+        )  # a feed of another process counted differently
 
     def _replay(self, run_id: str) -> RunFeed:
         """A run that ended longer ago: its end, from its records."""
@@ -200,7 +224,10 @@ class Engine:
             run=document["kind"],
             workflowId=document["workflowId"],
             workflowName=document["workflowName"],
-            jobs=[{"name": job["name"], "steps": [step["name"] for step in job["steps"]]} for job in document["jobs"]],
+            jobs=[
+                {"name": job["name"], "steps": [step["name"] for step in job["steps"]]}
+                for job in document["jobs"]
+            ],
         )
         feed.emit(
             "run_ended",
@@ -240,5 +267,3 @@ class FeedFollower:
             return b""
         lines, self._after = self._feed.after(self._after)
         return lines
-
-

@@ -53,9 +53,18 @@ class RunFeed:
     def after(self, seq: int) -> tuple[bytes, int]:
         """NDJSON of everything after `seq`, and the sequence number reached. A gap becomes one `warning` line."""
         start = max(seq, self._first - 1)
-        found = [self._lines[index] for index in range(start - self._first + 1, len(self._lines))] if start < self.last else []
+        found = (
+            [self._lines[index] for index in range(start - self._first + 1, len(self._lines))]
+            if start < self.last
+            else []
+        )
         if start > seq:
-            missed = {"seq": start, "at": self._clock_ms(), "kind": "warning", "message": f"{start - seq} events were not kept"}
+            missed = {
+                "seq": start,
+                "at": self._clock_ms(),
+                "kind": "warning",
+                "message": f"{start - seq} events were not kept",
+            }
             found.insert(0, _encode(missed).encode() + b"\n")
         return b"".join(found), max(self.last, seq)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
+import trio.lowlevel
 
 from swamp_orch.core import leases as core
 from swamp_orch.core.lease_values import (
@@ -29,7 +30,6 @@ from swamp_orch.core.lease_values import (
     FreeSlot,
     Keep,
     Lease,
-    LeaseState,
     NoteFinish,
     PersistLease,
     RefuseFinish,
@@ -42,20 +42,25 @@ from swamp_orch.store.bookkeeping import LEASES_ID, LEASES_MODEL, STEP_LEASE, le
 from swamp_orch.store.interface import (
     Batch,
     Committed,
-    Comparison,
     NewRecord,
     Owner,
     OwnerType,
-    Selection,
     Store,
-    Term,
     json_content,
 )
 from swamp_orch.store.trio_store import answer as answered
 from swamp_proto.envelope import Request
 from swamp_proto.errors import Broken, Conflict, RefusalCode, Refused, SwampError
 from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT, CANCEL_TERM_S, STALL_S, Tempo
-from swamp_proto.messages.dispatch import CancelDispatch, Dispatch, Finished, FinishNoted, LogLine, LogLines, LogNoted
+from swamp_proto.messages.dispatch import (
+    CancelDispatch,
+    Dispatch,
+    Finished,
+    FinishNoted,
+    LogLine,
+    LogLines,
+    LogNoted,
+)
 from swamp_proto.messages.enrollment import HeldDispatch, HeldVerdict, Predecessor, Verdict
 
 if TYPE_CHECKING:
@@ -178,7 +183,9 @@ class Flights:
         self._report = reporter
         self._leases = core.Leases()
         self._flights: dict[str, Flight] = {}
-        self._unnoted: dict[str, list[tuple[Member, Request]]] = {}  # reports whose answer waits for their commit
+        self._unnoted: dict[
+            str, list[tuple[Member, Request]]
+        ] = {}  # reports whose answer waits for their commit
         self._verdicts: dict[str, Verdict] = {}
         self._nursery: trio.Nursery
         self._sooner = trio.Event()
@@ -200,7 +207,7 @@ class Flights:
                 late_s = trio.current_time() - planned_s
                 if late_s > STALL_S:
                     self._report.warning("this process stood still", seconds=round(late_s, 1))
-                    await trio.sleep(0)  # what is readable is read before deadlines are judged
+                    await trio.lowlevel.checkpoint()  # what is readable is read before deadlines are judged
                     self._tell(core.Stalled(late_s))
                 due_s = self._leases.next_deadline()
                 if due_s is not None and due_s <= trio.current_time():
@@ -226,6 +233,10 @@ class Flights:
                 flight = self._flights.get(lease.dispatch)
                 if flight is not None and flight.finished is not None:
                     flight.settle(Reported(flight.finished, lease))
+                else:  # nobody waits for its outputs any more: its end is recorded all the same
+                    self._nursery.start_soon(
+                        self._persist, lease, self._store.submit(Batch((record_of(lease),)))
+                    )
             case NoteFinish(dispatch=dispatch):
                 self._answer_finish(dispatch, accepted=True)
             case RefuseFinish(dispatch=dispatch, text=text):
@@ -257,7 +268,9 @@ class Flights:
                     self._report.warning("session ended", worker=worker, reason=reason)
                     self._placing.members[worker].end()
             case SlotStuck(dispatch=dispatch, worker=worker):
-                self._report.warning("a slot is stuck: processes of a step can not be killed", worker=worker, dispatch=dispatch)
+                self._report.warning(
+                    "a slot is stuck: processes of a step can not be killed", worker=worker, dispatch=dispatch
+                )
 
     async def _persist(self, lease: Lease, future: Any) -> None:
         """A commit the core asked for."""
@@ -274,8 +287,12 @@ class Flights:
         if not isinstance(error, Conflict):
             await trio.sleep(STORE_RETRY_S)
         record = await trio.to_thread.run_sync(self._store.latest, LEASES_ID, lease_record(dispatch))
-        assert record is not None and record.content is not None, f"lease {dispatch} was granted without a record"
-        self._tell(core.CommitFailed(dispatch, Lease.from_attributes(json.loads(record.content), record.version)))
+        assert record is not None and record.content is not None, (
+            f"lease {dispatch} was granted without a record"
+        )
+        self._tell(
+            core.CommitFailed(dispatch, Lease.from_attributes(json.loads(record.content), record.version))
+        )
 
     def _ask_holder(self, dispatch: str, reason: str) -> None:
         flight = self._flights.get(dispatch)
@@ -293,7 +310,12 @@ class Flights:
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def open(
-        self, message: Dispatch, slot: Slot, order: "Order", state: "StepState", emit: Callable[[int, LogLine], None]
+        self,
+        message: Dispatch,
+        slot: Slot,
+        order: "Order",
+        state: "StepState",
+        emit: Callable[[int, LogLine], None],
     ) -> Flight:
         """A new dispatch, not yet granted: the caller commits `grant_record` and then calls `granted`."""
         member, place = slot.member, message.place
@@ -323,6 +345,18 @@ class Flights:
         self._flights[message.dispatch] = flight
         return flight
 
+    def reopen(
+        self, message: Dispatch, slot: Slot, lease: Lease, emit: Callable[[int, LogLine], None]
+    ) -> Flight:
+        """A dispatch that a previous process granted, with the log as far as it is on disk."""
+        spool = LogSpool.recover(self._logs / lease.dispatch, emit)
+        flight = self._flights[lease.dispatch] = Flight(message, slot, lease, spool)
+        return flight
+
+    def found(self, flight: Flight) -> None:
+        """Tell the core of a lease that was found in the store."""
+        self._tell(core.LeaseFound(flight.lease))
+
     def granted(self, flight: Flight) -> None:
         """The grant is durable: send it, or for the loopback, it begins."""
         member = flight.slot.member
@@ -333,7 +367,11 @@ class Flights:
         elif member is not None and link_up:
             place = flight.message.place
             self._report.info(
-                "dispatching", step=place.step, workflow=place.workflow, worker=flight.slot.worker, dispatch=flight.dispatch[:8]
+                "dispatching",
+                step=place.step,
+                workflow=place.workflow,
+                worker=flight.slot.worker,
+                dispatch=flight.dispatch[:8],
             )
             self._nursery.start_soon(self._sent, flight, member.link.ask(flight.message))
 
@@ -350,9 +388,15 @@ class Flights:
     def report(self, flight: Flight, finished: Finished) -> None:
         """How a loopback execution ended."""
         flight.finished = finished
-        self._tell(core.FinishArrived(finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error))
+        self._tell(
+            core.FinishArrived(
+                finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error
+            )
+        )
 
-    async def commit_end(self, flight: Flight, end: Reported, records: tuple[NewRecord, ...]) -> Committed | None:
+    async def commit_end(
+        self, flight: Flight, end: Reported, records: tuple[NewRecord, ...]
+    ) -> Committed | None:
         """Commit a completion with its lease. None when that was not to be: the next end decides (`flight.wait`)."""
         try:
             done = await answered(self._store.submit(Batch((*records, record_of(end.lease)))))
@@ -390,7 +434,9 @@ class Flights:
         with trio.move_on_after(self._tempo.silence_s):
             while any(one.dispatch not in self._verdicts for one in held):
                 await trio.sleep(0.001)  # verdicts follow their commits, which take about one fsync
-        return tuple(HeldVerdict(one.dispatch, self._verdicts.pop(one.dispatch, Verdict.DROP)) for one in held)
+        return tuple(
+            HeldVerdict(one.dispatch, self._verdicts.pop(one.dispatch, Verdict.DROP)) for one in held
+        )
 
     def worker_left(self, member: "Member") -> None:
         self._tell(core.LinkLost(member.state.name, member.state.link_epoch))
@@ -408,23 +454,21 @@ class Flights:
         flight = self._flights.get(finished.dispatch)
         if flight is not None:
             flight.finished = finished
-        self._tell(core.FinishArrived(finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error))
+        self._tell(
+            core.FinishArrived(
+                finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error
+            )
+        )
 
     def log_lines(self, member: "Member", lines: LogLines) -> None:
         flight = self._flights.get(lines.dispatch)
-        if flight is not None and flight.message.fence == lines.fence and flight.spool.add(lines.first, lines.lines):
+        if (
+            flight is not None
+            and flight.message.fence == lines.fence
+            and flight.spool.add(lines.first, lines.lines)
+        ):
             self._nursery.start_soon(self._flush, member, flight)
 
     async def _flush(self, member: "Member", flight: Flight) -> None:
         through = await flight.spool.flush()
         member.link.post(LogNoted(flight.dispatch, through))
-
-    # ── start ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    def found(self) -> list[Lease]:
-        """Leases a previous process left active, from the store."""
-        terms = (
-            Term("modelType", Comparison.EQ, (STEP_LEASE,)),
-            Term("attributes.state", Comparison.EQ, (LeaseState.ACTIVE.value,)),
-        )
-        rows = self._store.select(Selection(terms))
-        return [Lease.from_attributes(json.loads(row.content or self._store.read(row)), row.version) for row in rows]

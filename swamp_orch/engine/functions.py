@@ -30,14 +30,18 @@ class DataFunctions:
             "data.version": self._version,
             "data.listVersions": self._versions,
             "data.findByTag": lambda key, value: self._find(Term(f"tags.{key}", Comparison.EQ, (value,))),
-            "data.findBySpec": lambda model, spec: self._find(*_of(model), Term("specName", Comparison.EQ, (spec,))),
+            "data.findBySpec": lambda model, spec: self._find(
+                *_of(model), Term("specName", Comparison.EQ, (spec,))
+            ),
             "data.query": self._query,
             "file.contents": self._contents,
             "workers.connected": self._workers,
         }
 
     def _latest(self, model: str, name: str, vary: list[Any] | None = None) -> dict[str, Any] | None:
-        selection = Selection((*_of(model), Term("name", Comparison.EQ, (_varied(name, vary),))), latest_only=False)
+        selection = Selection(
+            (*_of(model), Term("name", Comparison.EQ, (_varied(name, vary),))), latest_only=False
+        )
         for record in self._store.select(selection, newest_first=True):
             if not record.outcome:
                 return None if record.deleted else self._document(record)

@@ -71,10 +71,15 @@ class Order:
     def requirement(self) -> str:
         """`target=x, k=v`, for people."""
         placement = self.placement
-        return Requirement(placement.target, tuple(sorted(placement.labels.items())), placement.platform).text()
+        return Requirement(
+            placement.target, tuple(sorted(placement.labels.items())), placement.platform
+        ).text()
 
-    def dispatch(self, dispatch: str, *, attempt: int, fence: int, credential: str = "") -> Dispatch:
-        """The message, with every secret in it read now. Raises what reading a secret raises."""
+    def dispatch(
+        self, dispatch: str, *, attempt: int, fence: int, credential: str = "", resolve: bool = True
+    ) -> Dispatch:
+        """The message, with every secret in it read now; without `resolve`, only what identifies it. Raises what reading a secret
+        raises."""
         values: dict[SecretRef, str] = {}
 
         def read(reference: SecretRef) -> str:
@@ -82,17 +87,19 @@ class Order:
                 values[reference] = self.read_secret(reference)
             return values[reference]
 
-        arguments = resolve_tree(self.arguments, read)
+        arguments = resolve_tree(self.arguments, read) if resolve else {}
         bindings: dict[str, str] = {}
         display = None
-        if self.shell is not None:
+        if self.shell is not None and resolve:
             bindings = self.shell.resolve(read)
             display = self.shell.display
         return Dispatch(
             dispatch=dispatch,
             fence=fence,
             attempt=attempt,
-            attempt_key=str(uuid.uuid5(uuid.UUID(self.place.run), f"{self.place.job}/{self.place.step}/{attempt}")),
+            attempt_key=str(
+                uuid.uuid5(uuid.UUID(self.place.run), f"{self.place.job}/{self.place.step}/{attempt}")
+            ),
             place=self.place,
             model_type=self.model.type,
             model_name=self.model.name,
@@ -115,7 +122,9 @@ class _Method:
     definition: ModelDefinition
     type: ModelType
     spec: MethodSpec
-    plain_arguments: Mapping[str, Any] | None  # merged and checked, where nothing in the definition needs evaluating
+    plain_arguments: (
+        Mapping[str, Any] | None
+    )  # merged and checked, where nothing in the definition needs evaluating
 
 
 class Orders:
@@ -143,21 +152,31 @@ class Orders:
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def workflow_request(self, parameters: Mapping[str, Any], owner: Mapping[str, Any]) -> "RunRequest":
         """What `workflow.run` asks for, checked against the workflow's inputs."""
-        from swamp_orch.engine.runs import RunRequest
 
         workflow = self._workflows.find(parameters["name"])
         inputs = resolve_inputs(workflow.inputs, parameters.get("inputs") or {}, coerce=True)
-        return RunRequest(
-            id=str(uuid.uuid4()),
-            kind="workflow",
-            workflow=workflow,
-            definition=self._workflows.path(workflow).read_text(encoding="utf-8"),
-            inputs=inputs,
-            stored_inputs=mask_inputs(workflow.inputs, inputs),
-            tags=dict(parameters.get("tags") or {}),
-            timeout_s=parameters.get("timeoutS") or workflow.timeout_s,
-            owner=owner,
-        )
+        text = self._workflows.path(workflow).read_text(encoding="utf-8")
+        request = _workflow_request(workflow, text, inputs, owner)
+        timeout_s = parameters.get("timeoutS") or workflow.timeout_s
+        return attrs.evolve(request, tags=dict(parameters.get("tags") or {}), timeout_s=timeout_s)
+
+    def recovered_request(
+        self, run_id: str, attributes: Mapping[str, Any], owner: Mapping[str, Any]
+    ) -> "RunRequest":
+        """What a run of a previous process was asked for, from its record. Raises SwampError when that can not be known."""
+        stored = attributes["inputs"]
+        if "***" in stored.values():
+            raise OperationFailed(
+                "the orchestrator restarted, and the run has sensitive inputs, which are not stored",
+                hint="run it again",
+            )
+        if attributes["kind"] == "method":
+            step = {"name": attributes["workflowId"], "method": attributes["methodName"], "inputs": stored}
+            request = self.method_request(step, owner)
+        else:
+            workflow = self._workflows.parse_recorded(attributes["definition"], attributes["workflowName"])
+            request = _workflow_request(workflow, attributes["definition"], stored, owner)
+        return attrs.evolve(request, id=run_id, tags=attributes["tags"], timeout_s=attributes.get("timeoutS"))
 
     def method_request(self, parameters: Mapping[str, Any], owner: Mapping[str, Any]) -> "RunRequest":
         """What `model.method_run` asks for: a workflow of one step around the method."""
@@ -189,7 +208,10 @@ class Orders:
             workflow=workflow,
             definition="",
             inputs=given,
-            stored_inputs={key: "***" if _is_sensitive(method, definition, key) else value for key, value in given.items()},
+            stored_inputs={
+                key: "***" if _is_sensitive(method, definition, key) else value
+                for key, value in given.items()
+            },
             tags=dict(parameters.get("tags") or {}),
             timeout_s=parameters.get("timeoutS"),
             owner=owner,
@@ -206,17 +228,26 @@ class Orders:
         assert step.for_each is not None
         where = run.request.workflow.source.at("jobs")
         text = step.for_each.expression
-        found = evaluate(parse(text if OPEN in text else f"${{{{ {text} }}}}", where), self._scope(run, step, None))
+        found = evaluate(
+            parse(text if OPEN in text else f"${{{{ {text} }}}}", where), self._scope(run, step, None)
+        )
         if isinstance(found, Mapping):
             rows = [(str(key), {"key": key, "value": value}) for key, value in found.items()]
         elif isinstance(found, list):
-            rows = [(item if isinstance(item, str) and item else str(index), item) for index, item in enumerate(found)]
+            rows = [
+                (item if isinstance(item, str) and item else str(index), item)
+                for index, item in enumerate(found)
+            ]
         else:
-            raise LocalError(f"{where}: forEach.in of step {step.name!r} must be a list or a map", code="expression")
+            raise LocalError(
+                f"{where}: forEach.in of step {step.name!r} must be a list or a map", code="expression"
+            )
         items: dict[str, Any] = {}
         for label, item in rows:
             scope = self._scope(run, step, item)
-            name = str(evaluate(parse(step.name, where), scope)) if OPEN in step.name else f"{step.name}-{label}"
+            name = (
+                str(evaluate(parse(step.name, where), scope)) if OPEN in step.name else f"{step.name}-{label}"
+            )
             if name in items:
                 raise LocalError(
                     f"{where}: two items of step {step.name!r} have the name {name!r}",
@@ -243,16 +274,22 @@ class Orders:
                 return self._method_order(run, state, task, scope, where)
             case AssertTask() as task:
                 if not self._truth(f"${{{{ {task.expr} }}}}", scope, where, "assertion"):
-                    raise OperationFailed(task.message or f"assertion failed: {task.expr}", code="assertion_failed")
+                    raise OperationFailed(
+                        task.message or f"assertion failed: {task.expr}", code="assertion_failed"
+                    )
                 state.status = StepStatus.SUCCEEDED
                 return None
             case _:
-                raise Unsupported(f"tasks of step {step.name!r}'s kind are not executed by this version of swamp")
+                raise Unsupported(
+                    f"tasks of step {step.name!r}'s kind are not executed by this version of swamp"
+                )
 
     def _truth(self, text: str, scope: Scope, where: str, what: str) -> bool:
         found = evaluate(parse(text, where), scope)
         if not isinstance(found, bool):
-            raise LocalError(f"{where}: a {what} must be true or false, and is {mask_tree(found)!r}", code="expression")
+            raise LocalError(
+                f"{where}: a {what} must be true or false, and is {mask_tree(found)!r}", code="expression"
+            )
         return found
 
     def _method_order(
@@ -268,12 +305,16 @@ class Orders:
         elif isinstance(task.inputs, str):
             found = evaluate(parse(task.inputs, where), scope)
             if not isinstance(found, Mapping):
-                raise LocalError(f"{where}: the inputs of step {state.key.step!r} must be a map", code="expression")
+                raise LocalError(
+                    f"{where}: the inputs of step {state.key.step!r} must be a map", code="expression"
+                )
             given, literal = found, True
         else:
             given = task.inputs
         merged = method_arguments(method.type, spec, definition, given, coerce=literal)
-        own = self._own_scope(scope, definition, self._inputs(merged.inputs, given, scope, where, literal=literal))
+        own = self._own_scope(
+            scope, definition, self._inputs(merged.inputs, given, scope, where, literal=literal)
+        )
         declared = definition.inputs.get("properties", {})
         arguments: dict[str, Any] = {}
         shell: ShellText | None = None
@@ -281,14 +322,19 @@ class Orders:
             if key in given and key not in declared:
                 tree, its_scope = (literal_tree(value) if literal else parse_tree(value, where)), scope
             else:
-                tree, its_scope = parse_tree(value, definition.source.at("methods", spec.name, "arguments", key)), own
+                tree, its_scope = (
+                    parse_tree(value, definition.source.at("methods", spec.name, "arguments", key)),
+                    own,
+                )
             if key in method.type.shell_arguments and isinstance(tree, Template):
                 shell = evaluate_shell(tree, its_scope)
                 arguments[key] = shell.script
             else:
                 arguments[key] = evaluate_tree(tree, its_scope)
         check_arguments(spec, mask_tree(arguments), evaluated=True)
-        return self._order(run, state, method, arguments, shell, self._placement(state.step.placement, scope, where))
+        return self._order(
+            run, state, method, arguments, shell, self._placement(state.step.placement, scope, where)
+        )
 
     def _plain_order(self, run: "Run", state: "StepState") -> Order | None:
         """The order of a step without inputs, of a method without expressions: made from the arguments found once per run."""
@@ -350,7 +396,9 @@ class Orders:
         """Values for the definition's own `inputs`: those of the step evaluated where they were written."""
         found: dict[str, Any] = {}
         for key, value in inputs.items():
-            found[key] = evaluate_tree(parse_tree(value, where), scope) if key in given and not literal else value
+            found[key] = (
+                evaluate_tree(parse_tree(value, where), scope) if key in given and not literal else value
+            )
         return found
 
     def _placement(self, placement: Placement, scope: Scope, where: str) -> Placement:
@@ -358,8 +406,15 @@ class Orders:
         texts = (placement.target or "", *placement.labels.values())
         if not any(OPEN in text for text in texts):
             return placement
-        labels = {key: str(evaluate_tree(parse_tree(value, where), scope)) for key, value in placement.labels.items()}
-        target = None if placement.target is None else str(evaluate_tree(parse_tree(placement.target, where), scope))
+        labels = {
+            key: str(evaluate_tree(parse_tree(value, where), scope))
+            for key, value in placement.labels.items()
+        }
+        target = (
+            None
+            if placement.target is None
+            else str(evaluate_tree(parse_tree(placement.target, where), scope))
+        )
         return attrs.evolve(placement, target=target, labels=labels)
 
     # ── scopes ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -389,12 +444,19 @@ class Orders:
         where = definition.source.at("globalArguments")
         first = scope.with_values(inputs=dict(inputs), self=about)
         if definition.global_arguments:
-            about["globalArguments"] = evaluate_tree(parse_tree(dict(definition.global_arguments), where), first)
+            about["globalArguments"] = evaluate_tree(
+                parse_tree(dict(definition.global_arguments), where), first
+            )
         return scope.with_values(inputs=dict(inputs), self=about)
 
     def _model(self, name: str) -> dict[str, Any]:
         definition = self._models.find(name)
-        about = {"id": definition.id, "name": definition.name, "type": definition.type, "tags": dict(definition.tags)}
+        about = {
+            "id": definition.id,
+            "name": definition.name,
+            "type": definition.type,
+            "tags": dict(definition.tags),
+        }
         return {"definition": about, "input": dict(definition.global_arguments)}
 
     def _secret(self, reference: SecretRef) -> str:
@@ -404,6 +466,24 @@ class Orders:
                 code="forbidden",
             )
         return self._read_secret(reference)
+
+
+def _workflow_request(
+    workflow: Workflow, text: str, inputs: Mapping[str, Any], owner: Mapping[str, Any]
+) -> "RunRequest":
+    from swamp_orch.engine.runs import RunRequest
+
+    return RunRequest(
+        id=str(uuid.uuid4()),
+        kind="workflow",
+        workflow=workflow,
+        definition=text,
+        inputs=inputs,
+        stored_inputs=mask_inputs(workflow.inputs, inputs),
+        tags={},
+        timeout_s=workflow.timeout_s,
+        owner=owner,
+    )
 
 
 def _has_expression(value: Any) -> bool:
@@ -418,11 +498,11 @@ def _is_plain(definition: ModelDefinition) -> bool:
     """Whether a method of it can be called without inputs and without evaluating anything."""
     if definition.inputs.get("properties"):
         return False
-    return not _has_expression(dict(definition.methods)) and not _has_expression(dict(definition.global_arguments))
+    return not _has_expression(dict(definition.methods)) and not _has_expression(
+        dict(definition.global_arguments)
+    )
 
 
 def _is_sensitive(method: MethodSpec, definition: ModelDefinition, key: str) -> bool:
     schemas = (definition.inputs.get("properties", {}), method.arguments.get("properties", {}))
     return any(isinstance(one.get(key), Mapping) and one[key].get("sensitive") is True for one in schemas)
-
-

@@ -135,7 +135,9 @@ class Placing:
             if not ticket.placed.is_set():
                 if not self.scheduler.known(demand):
                     self._tell(ticket)
-                with trio.move_on_after(placement.queue_timeout_s if placement.queue_timeout_s is not None else float("inf")):
+                with trio.move_on_after(
+                    placement.queue_timeout_s if placement.queue_timeout_s is not None else float("inf")
+                ):
                     await ticket.placed.wait()
             if not ticket.placed.is_set():
                 raise OperationFailed(
@@ -154,6 +156,15 @@ class Placing:
         handover = (self._record(ticket, "dispatched"),) if ticket.recorded else ()
         member = self.members.get(ticket.worker)
         return Slot(holder, ticket.worker, member, lambda: self.release(holder), handover)
+
+    def taken_slot(self, holder: str, worker: str) -> Slot:
+        """The slot of an execution found at start; its worker is known by then, connected or not."""
+        self.scheduler.occupy(worker, holder)
+        return Slot(holder, worker, self.members.get(worker), lambda: self.release(holder))
+
+    def worker_known(self, state: WorkerState) -> None:
+        """A worker from the records of a previous process: not connected, and part of every explanation."""
+        self._changed(attrs.evolve(state, connected=False), trio.current_time())
 
     def release(self, holder: str) -> None:
         """The slot of `holder` is free: its execution is known dead, or never was."""
@@ -208,7 +219,14 @@ class Placing:
             spec="dispatch",
             content=json_content(attributes),
             keep=BOOKKEEPING_VERSIONS_KEPT,
-            owner=Owner(OwnerType.SYSTEM, ref=origin.run, workflow=origin.workflow, run=origin.run, job=origin.job, step=origin.step),
+            owner=Owner(
+                OwnerType.SYSTEM,
+                ref=origin.run,
+                workflow=origin.workflow,
+                run=origin.run,
+                job=origin.job,
+                step=origin.step,
+            ),
         )
 
     async def watch(self) -> None:
@@ -216,13 +234,19 @@ class Placing:
         while True:
             await trio.sleep(RECORD_AFTER_S)
             due_s = trio.current_time() - RECORD_AFTER_S
-            due = [ticket for ticket in self._tickets.values() if not ticket.recorded and ticket.queued_s <= due_s]
+            due = [
+                ticket
+                for ticket in self._tickets.values()
+                if not ticket.recorded and ticket.queued_s <= due_s
+            ]
             for at in range(0, len(due), BATCH_RECORDS_MAX):
                 page = [ticket for ticket in due[at : at + BATCH_RECORDS_MAX] if not ticket.placed.is_set()]
                 for ticket in page:
                     ticket.recorded = True
                 try:
-                    await commit(self._store, Batch(tuple(self._record(ticket, "waiting") for ticket in page)))
+                    await commit(
+                        self._store, Batch(tuple(self._record(ticket, "waiting") for ticket in page))
+                    )
                 except SwampError:
                     for ticket in page:
                         ticket.recorded = False  # tried again next time; what waits is in memory all the same
@@ -254,14 +278,17 @@ class Placing:
                 explanation = self.scheduler.explain(demand, now_s, now_ms)
                 row["change"] = explanation.change
                 row["workers"] = {
-                    name: [obstacle.reason for obstacle in obstacles] for name, obstacles in explanation.workers.items()
+                    name: [obstacle.reason for obstacle in obstacles]
+                    for name, obstacles in explanation.workers.items()
                 }
             found.append(row)
         return found
 
     def active(self) -> Mapping[str, tuple[str, ...]]:
         """Worker name -> dispatches that hold its slots."""
-        return {worker.name: self.scheduler.pool.holders(worker.name) for worker in self.scheduler.pool.workers()}
+        return {
+            worker.name: self.scheduler.pool.holders(worker.name) for worker in self.scheduler.pool.workers()
+        }
 
 
 def _requirement(demand: Demand) -> str:

@@ -31,7 +31,9 @@ class StepOrigin:
     tags: Mapping[str, str]  # of the workflow and of the run
 
 
-def run_record(run_id: str, workflow: str, attributes: Mapping[str, Any], expect: int | None = None) -> NewRecord:
+def run_record(
+    run_id: str, workflow: str, attributes: Mapping[str, Any], expect: int | None = None
+) -> NewRecord:
     return NewRecord(
         model_type=bookkeeping.WORKFLOW_RUN,
         model_id=run_id,
@@ -68,6 +70,13 @@ def step_record(origin: StepOrigin, attributes: Mapping[str, Any]) -> NewRecord:
     )
 
 
+def expansion_record(origin: StepOrigin, template: str, items: Mapping[str, Any]) -> NewRecord:
+    """What a forEach step became: concrete name -> item, in order. Needed to go on after a restart."""
+    attributes = {"runId": origin.run, "job": origin.job, "template": template, "items": dict(items)}
+    record = step_record(origin, attributes)
+    return attrs.evolve(record, name=f"expansion-{record.name}", spec="expansion")
+
+
 def output_records(
     origin: StepOrigin,
     model: ModelDefinition,
@@ -101,7 +110,12 @@ def output_records(
         spec = model_type.outputs[spec_name]
         tags = {"type": kind, **model.tags, "specName": spec_name, "modelName": model.name}
         if origin.kind == "workflow":
-            tags |= {"source": "step-output", "workflow": origin.workflow, "job": origin.job, "step": origin.step}
+            tags |= {
+                "source": "step-output",
+                "workflow": origin.workflow,
+                "job": origin.job,
+                "step": origin.step,
+            }
         tags |= origin.tags
         if outcome:
             tags["outcome"] = outcome

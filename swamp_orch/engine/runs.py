@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import attrs
 import trio
 
-from swamp_orch.core.lease_values import CancelKind
+from swamp_orch.core.lease_values import CancelKind, Lease
 from swamp_orch.core.runplan import (
     CancelAsked,
     CancelStep,
     DropStep,
+    Effect,
     Event,
     ExpandStep,
     ExpansionFailed,
@@ -45,9 +46,10 @@ from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.orders import Orders
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.steps import StepState, StepWork
+from swamp_orch.expressions.secret import mask_tree
 from swamp_orch.reports.report import Report, report_records
 from swamp_orch.reports.workflow_summary import workflow_summary
-from swamp_orch.store.bookkeeping import iso
+from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.interface import Batch, NewRecord, Owner, OwnerType, Store
 from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
@@ -66,6 +68,8 @@ class Parts(Protocol):
     clock_ms: Callable[[], int]
 
     async def slot(self, order: Any, state: StepState, run: "Run") -> Slot: ...
+
+    def taken_slot(self, holder: str, worker: str | None) -> Slot: ...
 
     def spool(self, dispatch: str, emit: Callable[[int, LogLine], None]) -> LogSpool: ...
 
@@ -105,13 +109,51 @@ class Run:
         self._work: dict[StepKey, StepWork] = {}
         self._declared = {(job.name, step.name): step for job in request.workflow.jobs for step in job.steps}
         self._items: dict[StepKey, tuple[Step, Any]] = {}
-        self._jobs: dict[str, dict[str, Any]] = {job.name: {"status": "waiting"} for job in request.workflow.jobs}
+        self._jobs: dict[str, dict[str, Any]] = {
+            job.name: {"status": "waiting"} for job in request.workflow.jobs
+        }
         self._nursery: trio.Nursery  # steps
         self._watchers: trio.Nursery  # deadlines; ends with the steps
         self._outcome: RunEnded | None = None
         self._cancel_reason = ""
         self._timed_out = False
+        self._restored: tuple[Effect, ...] | None = None
+        self._found: dict[StepKey, Lease] = {}
         self.over = trio.Event()
+
+    def restore(
+        self,
+        version: int,
+        attributes: Mapping[str, Any],
+        steps: Mapping[StepKey, Mapping[str, Any]],
+        expansions: Mapping[tuple[str, str], Mapping[str, Any]],
+        leases: Mapping[str, Lease],
+    ) -> None:
+        """Take up what the records of a previous process say; then `execute` goes on from there.
+
+        `steps` in the order they ended, `expansions` by (job, template), `leases` by dispatch.
+        """
+        self._version, self.started_ms = version, from_iso(attributes["startedAt"])
+        self._cancel_reason = attributes.get("cancelReason", "")
+        for (job, template), items in expansions.items():
+            self._take_items(job, template, items)
+        for key, row in steps.items():
+            state = self._state(key)
+            state.restore(row)
+            if state.status is StepStatus.RUNNING:
+                if state.dispatch in leases:
+                    self._found[key] = leases[state.dispatch]
+                else:
+                    state.status = StepStatus.WAITING  # it was to be placed again
+        statuses = {key: state.status for key, state in self._steps.items()}
+        self.plan, self._restored = RunPlan.rebuild(
+            self.request.workflow,
+            {key: tuple(items) for key, items in expansions.items()},
+            statuses,
+            allowed=[key for key, state in self._steps.items() if state.allowed],
+            cancel=CancelAsked(self._cancel_reason) if self._cancel_reason else None,
+        )
+        self._announce()
 
     # ── the whole ───────────────────────────────────────────────────────────────────────────────────────────────────
     async def begin(self) -> None:
@@ -119,6 +161,9 @@ class Run:
         self.started_ms = self._parts.clock_ms()
         done = await commit(self._parts.store, Batch((self._record(expect=0),)))
         self._version = done.records[0].version
+        self._announce()
+
+    def _announce(self) -> None:
         workflow = self.request.workflow
         self.feed.emit(
             "run_started",
@@ -137,7 +182,9 @@ class Run:
                 watchers.start_soon(self._watch_deadline, self.request.timeout_s)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                await self._advance(RunBegun())
+                for state, lease in self._found.items():
+                    self._start(state, lease)
+                await self._apply(self.plan.handle(RunBegun()) if self._restored is None else self._restored)
             watchers.cancel_scope.cancel()
         await self._finish()
 
@@ -177,7 +224,11 @@ class Run:
         await answered(future)
         if report is not None:
             self.feed.emit(
-                "report", name=report.name, scope=report.scope.value, markdown=report.markdown, json=dict(report.json)
+                "report",
+                name=report.name,
+                scope=report.scope.value,
+                markdown=report.markdown,
+                json=dict(report.json),
             )
         ended: dict[str, Any] = {
             "runId": self.id,
@@ -202,7 +253,13 @@ class Run:
             model_type="workflow",
             model_id=workflow.id,
             model_name=workflow.name,
-            owner=Owner(OwnerType.WORKFLOW_STEP, ref=workflow.id, workflow_id=workflow.id, workflow=workflow.name, run=self.id),
+            owner=Owner(
+                OwnerType.WORKFLOW_STEP,
+                ref=workflow.id,
+                workflow_id=workflow.id,
+                workflow=workflow.name,
+                run=self.id,
+            ),
             tags={**workflow.tags, **self.request.tags},
         )
 
@@ -230,16 +287,20 @@ class Run:
     # ── the plan's effects ──────────────────────────────────────────────────────────────────────────────────────────
     async def _advance(self, event: Event) -> None:
         """Tell the plan what happened and perform what it answers."""
-        effects = self.plan.handle(event)
+        await self._apply(self.plan.handle(event))
+
+    async def _apply(self, effects: tuple[Effect, ...]) -> None:
         unstarted = [effect for effect in effects if isinstance(effect, SkipStep | FailStep | DropStep)]
         for at in range(0, len(unstarted), BATCH_RECORDS_MAX):
             states = [self._unstarted(effect) for effect in unstarted[at : at + BATCH_RECORDS_MAX]]
-            batch = tuple(records.step_record(self.origin(state), state.attributes(self.id)) for state in states)
+            batch = tuple(
+                records.step_record(self.origin(state), state.attributes(self.id)) for state in states
+            )
             await commit(self._parts.store, Batch(batch))
         for effect in effects:
             match effect:
                 case StartStep(key=key):
-                    self._start(key)
+                    self._start(key, None)
                 case SkipStep(key=key) | FailStep(key=key) | DropStep(key=key):
                     self._emit_end(self._steps[key])
                 case CancelStep(key=key):
@@ -282,9 +343,17 @@ class Run:
         except SwampError as error:
             await self._advance(ExpansionFailed(job, template, str(error)))
             return
+        self._take_items(job, template, items)
+        expansion = records.expansion_record(
+            self.origin(self._state(StepKey(job, template))), template, mask_tree(items)
+        )
+        del self._steps[StepKey(job, template)]
+        await commit(self._parts.store, Batch((expansion,)))
+        await self._advance(StepsExpanded(job, template, tuple(items)))
+
+    def _take_items(self, job: str, template: str, items: Mapping[str, Any]) -> None:
         for name, item in items.items():
             self._items[StepKey(job, name)] = (self._declared[job, template], item)
-        await self._advance(StepsExpanded(job, template, tuple(items)))
 
     def _watch_job(self, name: str) -> None:
         job = self._job(name)
@@ -307,18 +376,21 @@ class Run:
         self.feed.emit("job_ended", job=name, status=status, durationMs=job["durationMs"])
 
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _start(self, key: StepKey) -> None:
+    def _start(self, key: StepKey, lease: Lease | None) -> None:
+        """Begin a step, or go on with one whose lease a previous process left."""
         state = self._state(key)
-        state.queued_ms = self._parts.clock_ms()
+        state.queued_ms = state.queued_ms or self._parts.clock_ms()
         work = self._work[key] = StepWork(self._parts, self, state)
         if self._cancel_reason:
             work.ask_cancel(self._cancel_reason)
-        self._nursery.start_soon(self._step, state, work)
+        self._nursery.start_soon(self._step, state, work, lease)
 
-    async def _step(self, state: StepState, work: StepWork) -> None:
+    async def _step(self, state: StepState, work: StepWork, lease: Lease | None) -> None:
         try:
             order = self._orders.make(self, state)
-            if order is not None:
+            if order is not None and lease is not None:
+                await work.resume(order, lease)
+            elif order is not None:
                 await self._advance(StepStarted(state.key))
                 await work.run(order)
         except SwampError as error:
@@ -327,7 +399,10 @@ class Run:
             state.ended_ms = self._parts.clock_ms()
         if not state.dispatch:
             state.ended_ms = state.ended_ms or self._parts.clock_ms()
-            await commit(self._parts.store, Batch((records.step_record(self.origin(state), state.attributes(self.id)),)))
+            await commit(
+                self._parts.store,
+                Batch((records.step_record(self.origin(state), state.attributes(self.id)),)),
+            )
         self._emit_end(state)
         del self._work[state.key]
         await self._advance(StepEnded(state.key, state.status, state.allowed, state.reason or state.error))
@@ -347,7 +422,9 @@ class Run:
 
     def step_waiting(self, state: StepState, reason: str, requirement: str) -> None:
         state.reason = reason
-        self.feed.emit("step_waiting", job=state.key.job, step=state.key.step, reason=reason, requirement=requirement)
+        self.feed.emit(
+            "step_waiting", job=state.key.job, step=state.key.step, reason=reason, requirement=requirement
+        )
 
     def step_started(self, state: StepState) -> None:
         self.feed.emit(
@@ -363,7 +440,9 @@ class Run:
         )
 
     def step_output(self, state: StepState, number: int, stream: str, line: str) -> None:
-        self.feed.emit("step_output", job=state.key.job, step=state.key.step, stream=stream, line=line, n=number)
+        self.feed.emit(
+            "step_output", job=state.key.job, step=state.key.step, stream=stream, line=line, n=number
+        )
 
     def warn(self, message: str, state: StepState | None = None) -> None:
         where = {} if state is None else {"job": state.key.job, "step": state.key.step}
@@ -423,13 +502,19 @@ class Run:
         if self._cancel_reason:
             found["cancelReason"] = self._cancel_reason
         if self.ended_ms:
-            found |= {"endedAt": iso(self.ended_ms), "counts": self.counts(), "durationMs": self.ended_ms - self.started_ms}
+            found |= {
+                "endedAt": iso(self.ended_ms),
+                "counts": self.counts(),
+                "durationMs": self.ended_ms - self.started_ms,
+            }
         if self.error:
             found["error"] = self.error
         if self._failed_step is not None:
             found["failedStep"] = self._failed_step.step
         if request.definition:
             found["definition"] = request.definition
+        else:
+            found["methodName"] = request.workflow.jobs[0].steps[0].name
         return found
 
     def document(self) -> dict[str, Any]:
@@ -449,7 +534,12 @@ class Run:
             "duration": (self.ended_ms or self._parts.clock_ms()) - self.started_ms,
             "counts": self.counts(),
             "jobs": [
-                {"name": name, "status": job["status"], "duration": job.get("durationMs", 0), "steps": by_job.get(name, [])}
+                {
+                    "name": name,
+                    "status": job["status"],
+                    "duration": job.get("durationMs", 0),
+                    "steps": by_job.get(name, []),
+                }
                 for name, job in self._jobs.items()
             ],
         }

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
-from swamp_orch.core.lease_values import CancelKind
+from swamp_orch.core.lease_values import CancelKind, Lease
 from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.definitions.values import Step
 from swamp_orch.engine import records
 from swamp_orch.engine.flights import Again, Flight, Gone, Reported
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
-from swamp_orch.store.bookkeeping import iso
+from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.interface import Appended, Batch, Content, NewRecord, Store
 from swamp_orch.store.trio_store import commit
 from swamp_proto.limits import CANCEL_TERM_S, INLINE_CONTENT_MAX
@@ -98,6 +98,19 @@ class StepState:
         found.update((name, value) for name, value in optional if value)
         return found
 
+    def restore(self, row: Mapping[str, Any]) -> None:
+        """Take up what a previous process recorded."""
+        self.status = StepStatus(row["status"])
+        self.attempt, self.fence, self.worker = row["attempt"], row["fence"], row["worker"]
+        self.losses, self.retries = row.get("losses", 0), row.get("retries", 0)
+        self.dispatch, self.model = row.get("dispatchId", ""), row.get("modelName", "")
+        self.model_type, self.method = row.get("modelType", ""), row.get("methodName", "")
+        self.queued_ms, self.started_ms, self.ended_ms = (
+            from_iso(row[name]) if name in row else 0 for name in ("queuedAt", "startedAt", "endedAt")
+        )
+        self.error, self.error_code = row.get("error", ""), row.get("errorCode", "")
+        self.reason, self.allowed = row.get("reason", ""), row.get("allowedFailure", False)
+
     def document(self) -> dict[str, Any]:
         """The step in a run document (`run.get`, `run_ended`)."""
         found: dict[str, Any] = {
@@ -163,12 +176,35 @@ class StepWork:
             if again is None:
                 return
 
+    async def resume(self, order: Order, lease: Lease) -> None:
+        """Go on with an execution that a previous process of the orchestrator granted."""
+        parts = self._parts
+        slot = parts.taken_slot(lease.dispatch, lease.worker)
+        message = order.dispatch(lease.dispatch, attempt=lease.attempt, fence=lease.fence, resolve=False)
+        flight = self._flight = parts.flights.reopen(message, slot, lease, self._emit_line)
+        again: Again | None = None
+        try:
+            parts.flights.found(flight)
+            self._granted = True
+            if self._cancel_reason:
+                parts.flights.ask_cancel(flight, self._cancel_kind, self._cancel_reason)
+            again = await self._until_ended(order, flight, here=False)
+        finally:
+            self._flight = None
+            slot.release()
+            parts.flights.close(flight)
+        if again is not None:
+            await self.run(order)
+
     async def _end_waiting(self) -> None:
         """Cancelled before, or between, executions."""
         state = self._state
         state.status, state.error = self._cancel_status, self._cancel_reason
         state.ended_ms = self._parts.clock_ms()
-        await commit(self._parts.store, Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),)))
+        await commit(
+            self._parts.store,
+            Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),)),
+        )
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
     async def _attempt(self, order: Order, slot: Slot) -> Again | None:
@@ -181,23 +217,29 @@ class StepWork:
         flight = parts.flights.open(message, slot, order, state, self._emit_line)
         self._flight, self._granted = flight, False
         try:
-            grant = (*slot.handover, flight.grant_record(), records.step_record(run.origin(state), state.attributes(run.id)))
+            grant = (
+                *slot.handover,
+                flight.grant_record(),
+                records.step_record(run.origin(state), state.attributes(run.id)),
+            )
             await commit(parts.store, Batch(grant))
             run.step_started(state)
             parts.flights.granted(flight)
             self._granted = True
             if self._cancel_reason:  # asked while the grant was being made durable
                 parts.flights.ask_cancel(flight, self._cancel_kind, self._cancel_reason)
-            return await self._until_ended(order, flight)
+            return await self._until_ended(order, flight, here=slot.worker is None)
         finally:
             self._flight = None
             parts.flights.close(flight)
 
-    async def _until_ended(self, order: Order, flight: Flight) -> Again | None:
+    async def _until_ended(self, order: Order, flight: Flight, *, here: bool) -> Again | None:
         """Execute here, or follow the worker, to an end that is durable."""
         parts, state = self._parts, self._state
-        if flight.slot.worker is None:
-            parts.flights.report(flight, await parts.executor.execute(flight.message, _Loopback(flight), self._control))
+        if here:
+            parts.flights.report(
+                flight, await parts.executor.execute(flight.message, _Loopback(flight), self._control)
+            )
         while True:
             end = await flight.wait()
             match end:
@@ -205,7 +247,10 @@ class StepWork:
                     if await self._complete(order, flight, end):
                         return None
                 case Again():
-                    state.losses, state.avoid = end.losses, (*state.avoid, *((end.avoid,) if end.avoid else ()))
+                    state.losses, state.avoid = (
+                        end.losses,
+                        (*state.avoid, *((end.avoid,) if end.avoid else ())),
+                    )
                     state.attempt -= 0 if end.sent else 1
                     state.status, state.reason = StepStatus.WAITING, end.reason
                     self._run.warn(f"{end.reason}; the step is placed again", state)
@@ -240,7 +285,9 @@ class StepWork:
         store = self._parts.store
         log = await flight.spool.seal(store)
         contents = [await _content(store, output) for output in finished.outputs]
-        return records.output_records(self._run.origin(self._state), order.model, order.model_type, finished, log, contents)
+        return records.output_records(
+            self._run.origin(self._state), order.model, order.model_type, finished, log, contents
+        )
 
     async def _seal_partial(self, order: Order, flight: Flight) -> None:
         """The lease ended without a report: what was streamed is kept as evidence, marked with the outcome."""
@@ -259,12 +306,16 @@ class StepWork:
             duration_ms=state.ended_ms - state.started_ms,
         )
         made = await self._outputs(order, flight, nothing)
-        done = await commit(parts.store, Batch((*made, records.step_record(run.origin(state), state.attributes(run.id)))))
+        done = await commit(
+            parts.store, Batch((*made, records.step_record(run.origin(state), state.attributes(run.id))))
+        )
         state.records = _described(made, done.records)
         flight.spool.remove()
 
     def _emit_line(self, number: int, line: LogLine) -> None:
-        self._run.step_output(self._state, number, "stdout" if line.stream is Stream.STDOUT else "stderr", line.text)
+        self._run.step_output(
+            self._state, number, "stdout" if line.stream is Stream.STDOUT else "stderr", line.text
+        )
 
 
 @attrs.frozen
@@ -296,8 +347,12 @@ async def _content(store: Store, output: Output) -> Content:
 
 def _described(made: tuple[NewRecord, ...], appended: tuple[Appended, ...]) -> tuple[dict[str, Any], ...]:
     return tuple(
-        {"dataId": done.id, "name": record.name, "version": done.version, "specName": record.spec, "modelName": record.model_name}
+        {
+            "dataId": done.id,
+            "name": record.name,
+            "version": done.version,
+            "specName": record.spec,
+            "modelName": record.model_name,
+        }
         for record, done in zip(made, appended, strict=False)
     )
-
-

@@ -141,7 +141,9 @@ class Gateway:
                 await _answer(send, 405, {"error": "client calls are POST requests", "code": "usage"})
             elif not trusted and not self._authorised(headers):
                 hint = "pass the credential that serve left in .swamp/client-credential as a bearer token"
-                await _answer(send, 401, {"error": "a credential is needed", "code": "unauthorized", "hint": hint})
+                await _answer(
+                    send, 401, {"error": "a credential is needed", "code": "unauthorized", "hint": hint}
+                )
             else:
                 await self._client(path.removeprefix(CLIENT_PREFIX), receive, send)
         except _ClientGone:

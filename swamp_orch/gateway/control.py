@@ -20,7 +20,15 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from swamp_orch.core.tokens import Admit, Refuse, TokenState, effective_state, fleet_labels, split_token, warning_instants
+from swamp_orch.core.tokens import (
+    Admit,
+    Refuse,
+    TokenState,
+    effective_state,
+    fleet_labels,
+    split_token,
+    warning_instants,
+)
 from swamp_orch.gateway.link import Link, Pipe, farewell, refusal_of, refused
 from swamp_orch.store.interface import Batch, Store
 from swamp_orch.store.trio_store import commit
@@ -29,7 +37,16 @@ from swamp_orch.tokens.redemption import look, settle
 from swamp_orch.tokens.verification import Verifier
 from swamp_orch.tokens.workers import WorkerState
 from swamp_proto.envelope import Event, Request
-from swamp_proto.errors import Broken, Conflict, LocalError, NotFound, RefusalCode, Refused, RemoteError, SwampError
+from swamp_proto.errors import (
+    Broken,
+    Conflict,
+    LocalError,
+    NotFound,
+    RefusalCode,
+    Refused,
+    RemoteError,
+    SwampError,
+)
 from swamp_proto.ids import MachineId
 from swamp_proto.limits import (
     CAPACITY_MAX,
@@ -185,7 +202,9 @@ class ControlDesk:
             if isinstance(error, Broken):
                 raise
             refusal = error if isinstance(error, Refused) else Refused(refusal_of(error), str(error))
-            self._report.warning("enrollment refused", address=address, code=refusal.refusal.value, reason=str(refusal))
+            self._report.warning(
+                "enrollment refused", address=address, code=refusal.refusal.value, reason=str(refusal)
+            )
             if refusal.permanent:
                 await trio.sleep(REFUSAL_DELAY_S)
             with trio.move_on_after(2):
@@ -196,7 +215,9 @@ class ControlDesk:
     def _stranger(self, address: str) -> Any:
         """Sockets that have not enrolled yet are few and bounded."""
         if self._strangers >= UNAUTHENTICATED_SOCKETS_MAX:
-            raise Refused(RefusalCode.OVERLOADED, "too many sockets are waiting to enroll", retry_after_s=RETRY_SOON_S)
+            raise Refused(
+                RefusalCode.OVERLOADED, "too many sockets are waiting to enroll", retry_after_s=RETRY_SOON_S
+            )
         self._strangers += 1
         try:
             yield
@@ -219,14 +240,21 @@ class ControlDesk:
             await self._settle_duplicate(name, enroll)
             token = read_token(self._store, admitted.token.name)
             if token is None or token.mint_id != admitted.token.mint_id:
-                raise Refused(RefusalCode.DOES_NOT_MATCH, f"Enrollment token '{admitted.token.name}' does not match")
+                raise Refused(
+                    RefusalCode.DOES_NOT_MATCH, f"Enrollment token '{admitted.token.name}' does not match"
+                )
             state = await self._record(name, enroll, admitted)
             member = Member(state, link)
             verdicts = await self._dispatches.worker_joined(member, enroll.held, enroll.predecessor)
             self._issue_credential(member)
             self.members[name] = member
         self._report.info(
-            "worker connected", worker=name, host=enroll.host, pid=enroll.pid, machine=enroll.machine_id, capacity=enroll.capacity
+            "worker connected",
+            worker=name,
+            host=enroll.host,
+            pid=enroll.pid,
+            machine=enroll.machine_id,
+            capacity=enroll.capacity,
         )
         reply = Enrolled(
             worker=name,
@@ -249,9 +277,13 @@ class ControlDesk:
             right = True
         else:
             if self._limiter.statistics().tasks_waiting >= VERIFICATION_QUEUE_MAX:
-                raise Refused(RefusalCode.OVERLOADED, "too many enrollments at once", retry_after_s=RETRY_SOON_S)
+                raise Refused(
+                    RefusalCode.OVERLOADED, "too many enrollments at once", retry_after_s=RETRY_SOON_S
+                )
             right = await trio.to_thread.run_sync(self._verifier.verify, asked, secret, limiter=self._limiter)
-        answer = await trio.to_thread.run_sync(settle, self._store, name, machine, asked, right, self._clock_ms)
+        answer = await trio.to_thread.run_sync(
+            settle, self._store, name, machine, asked, right, self._clock_ms
+        )
         if isinstance(answer, Refuse):
             raise Refused(answer.code, answer.message, hint=answer.hint)
         return answer
@@ -344,7 +376,11 @@ class ControlDesk:
                 member.link.reply(frame, SessionRefreshed(member.credential, member.credential_ends_ms))
             case AnnounceDrain(draining=draining, reason=reason) if isinstance(frame, Request):
                 await self.update(member, announced_drain=draining, drain_reason=reason if draining else "")
-                self._report.info("worker drains" if draining else "worker takes work again", worker=member.name, reason=reason)
+                self._report.info(
+                    "worker drains" if draining else "worker takes work again",
+                    worker=member.name,
+                    reason=reason,
+                )
                 member.link.reply(frame, DrainNoted(draining))
 
     async def update(self, member: Member, **changes: Any) -> None:
@@ -358,7 +394,10 @@ class ControlDesk:
                 if stored is None or stored.instance != member.state.instance:
                     return
                 member.state = attrs.evolve(
-                    member.state, version=stored.version, operator_drain=stored.operator_drain, drain_reason=stored.drain_reason
+                    member.state,
+                    version=stored.version,
+                    operator_drain=stored.operator_drain,
+                    drain_reason=stored.drain_reason,
                 )
                 continue
             member.state = attrs.evolve(state, version=done.records[0].version)
@@ -406,8 +445,17 @@ class ControlDesk:
                 except Conflict:
                     continue
                 break
-        self._report.info("worker drains" if draining else "worker takes work again", worker=name, reason=reason or "operator")
-        return {"name": name, "draining": state.draining, "status": state.status.value, "reason": state.drain_reason}
+        self._report.info(
+            "worker drains" if draining else "worker takes work again",
+            worker=name,
+            reason=reason or "operator",
+        )
+        return {
+            "name": name,
+            "draining": state.draining,
+            "status": state.status.value,
+            "reason": state.drain_reason,
+        }
 
     # ── tokens' lifetimes ───────────────────────────────────────────────────────────────────────────────────────────
     def look_again(self) -> None:
@@ -427,7 +475,11 @@ class ControlDesk:
         for member in members:
             token = read_token(self._store, member.state.token_name)
             if token is None or token.mint_id != member.state.mint_id or token.state is TokenState.REVOKED:
-                self._cut(member, RefusalCode.REVOKED, f"Enrollment token '{member.state.token_name}' has been revoked")
+                self._cut(
+                    member,
+                    RefusalCode.REVOKED,
+                    f"Enrollment token '{member.state.token_name}' has been revoked",
+                )
             elif effective_state(token, now_ms) is TokenState.EXPIRED:
                 self._cut(member, RefusalCode.EXPIRED, f"Enrollment token '{token.name}' has expired")
             else:

@@ -32,7 +32,10 @@ class NameService:
             case "model":
                 return [file.stem for file in self._repository.models.rglob("*.yaml")]
             case "workflow":
-                return [file.stem.removeprefix("workflow-") for file in self._repository.workflows.glob("workflow-*.yaml")]
+                return [
+                    file.stem.removeprefix("workflow-")
+                    for file in self._repository.workflows.glob("workflow-*.yaml")
+                ]
             case "vault":
                 return [file.stem for file in self._repository.vaults.rglob("*.yaml")]
             case "token":
@@ -40,5 +43,8 @@ class NameService:
             case "worker":
                 return [row["name"] for row in self._call("worker.list", {})["workers"]]
             case "type":
-                return [row["type"] if isinstance(row, dict) else row for row in self._call("model.type_search", {})["results"]]
+                return [
+                    row["type"] if isinstance(row, dict) else row
+                    for row in self._call("model.type_search", {})["results"]
+                ]
         return [row["runId"] for row in self._call("run.list", {"limit": 50})["runs"]]

@@ -41,7 +41,9 @@ class RunService:
         by_job: dict[str, list[dict[str, Any]]] = {}
         made = self._made(run.model_id)
         for step in steps:
-            by_job.setdefault(step["job"], []).append(_step_document(step, made.get(step.get("dispatchId", ""), [])))
+            by_job.setdefault(step["job"], []).append(
+                _step_document(step, made.get(step.get("dispatchId", ""), []))
+            )
         found: dict[str, Any] = {
             "id": run.model_id,
             "kind": attributes["kind"],
@@ -53,7 +55,10 @@ class RunService:
             "completedAt": attributes.get("endedAt"),
             "duration": attributes.get("durationMs", 0),
             "counts": attributes.get("counts") or _counts(steps),
-            "jobs": [{"name": name, "status": _job_status(rows), "duration": 0, "steps": rows} for name, rows in by_job.items()],
+            "jobs": [
+                {"name": name, "status": _job_status(rows), "duration": 0, "steps": rows}
+                for name, rows in by_job.items()
+            ],
         }
         found.update((key, attributes[key]) for key in ("error", "failedStep") if key in attributes)
         return found
@@ -90,20 +95,29 @@ class RunService:
         lines: list[dict[str, Any]] = []
         for record in self._of_run(run.model_id, "log"):
             text = self._text(record)
-            lines += [{"job": record.owner.job, "step": record.owner.step, "line": line} for line in text.splitlines()]
+            lines += [
+                {"job": record.owner.job, "step": record.owner.step, "line": line}
+                for line in text.splitlines()
+            ]
         return {"runId": run.model_id, "lines": _tail(lines, parameters), "lineCount": len(lines)}
 
     def _run(self, run_id: str) -> Record:
         record = self._store.latest(run_id, RUN_RECORD)
         if record is None and len(run_id) >= PREFIX_LENGTH_MIN:
-            selection = Selection((Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("run",))))
-            record = next((one for one in self._store.select(selection) if one.model_id.startswith(run_id)), None)
+            selection = Selection(
+                (Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("run",)))
+            )
+            record = next(
+                (one for one in self._store.select(selection) if one.model_id.startswith(run_id)), None
+            )
         if record is None:
             raise NotFound(f"run {run_id!r} is not known", hint="swamp run list")
         return record
 
     def _steps(self, run_id: str) -> list[dict[str, Any]]:
-        selection = Selection((Term("modelId", Comparison.EQ, (run_id,)), Term("specName", Comparison.EQ, ("step",))))
+        selection = Selection(
+            (Term("modelId", Comparison.EQ, (run_id,)), Term("specName", Comparison.EQ, ("step",)))
+        )
         return [self._read(record) for record in self._store.select(selection)]
 
     def _of_run(self, run_id: str, spec: str) -> Iterator[Record]:
@@ -113,7 +127,9 @@ class RunService:
     def _made(self, run_id: str) -> dict[str, list[dict[str, Any]]]:
         """Records by the dispatch that made them."""
         found: dict[str, list[dict[str, Any]]] = {}
-        selection = Selection((Term("workflowRunId", Comparison.EQ, (run_id,)),), latest_only=False, with_content=False)
+        selection = Selection(
+            (Term("workflowRunId", Comparison.EQ, (run_id,)),), latest_only=False, with_content=False
+        )
         for record in self._store.select(selection):
             if record.owner.dispatch and record.model_type not in INFRASTRUCTURE_TYPES:
                 found.setdefault(record.owner.dispatch, []).append(_artifact(record))
@@ -121,14 +137,20 @@ class RunService:
 
     # ── executions ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _execution(self, execution_id: str) -> dict[str, Any]:
-        terms = (Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("step",)))
+        terms = (
+            Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
+            Term("specName", Comparison.EQ, ("step",)),
+        )
         exact = Selection((*terms, Term("attributes.dispatchId", Comparison.EQ, (execution_id,))))
         for record in self._store.select(exact):
             return self._read(record)
         raise NotFound(f"execution {execution_id!r} is not known", hint="swamp model output search")
 
     def _outputs(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        terms = [Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("step",))]
+        terms = [
+            Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
+            Term("specName", Comparison.EQ, ("step",)),
+        ]
         if parameters.get("model"):
             terms.append(Term("attributes.modelName", Comparison.EQ, (parameters["model"],)))
         limit = parameters.get("limit") or LIST_LIMIT
@@ -157,7 +179,12 @@ class RunService:
         found = self._summary(step) | {
             "durationMs": _duration(step),
             "retryCount": step.get("retries", 0),
-            "provenance": {"workflowRunId": step["runId"], "job": step["job"], "step": step["step"], "worker": step["worker"]},
+            "provenance": {
+                "workflowRunId": step["runId"],
+                "job": step["job"],
+                "step": step["step"],
+                "worker": step["worker"],
+            },
             "artifacts": {"dataArtifacts": made},
         }
         if "error" in step:
@@ -174,7 +201,9 @@ class RunService:
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _read(self, record: Record) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(record.content if record.content is not None else self._store.read(record))
+        found: dict[str, Any] = json.loads(
+            record.content if record.content is not None else self._store.read(record)
+        )
         return found
 
     def _text(self, record: Record) -> str:

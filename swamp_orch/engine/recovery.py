@@ -1,0 +1,184 @@
+"""After a start: what the last process left is brought to where the rules say (SEMANTICS §2, §9, SPEC §10).
+
+Rules that hold here:
+
+1. Runs go on. A run whose owner is dead is taken over: its plan is rebuilt from its records, its leases are suspended until their
+   workers come back or their grace is over, what waited waits again. A run that a living process owns is left alone.
+2. A run that can not go on ends failed and says why. None stays `running` with nobody behind it.
+3. No worker is connected until it says so.
+
+It runs once, when the listener is open and before anything is granted.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import trio
+
+from swamp_orch.core.lease_values import Lease
+from swamp_orch.core.runplan import StepKey
+from swamp_orch.engine.engine import Engine, process_identity
+from swamp_orch.engine.orders import Orders
+from swamp_orch.engine.placing import Placing
+from swamp_orch.store.bookkeeping import LEASES_ID, WORKFLOW_RUN, iso
+from swamp_orch.store.bookkeeping import lease_record as lease_name
+from swamp_orch.store.interface import Batch, Comparison, Record, Selection, Store, Term
+from swamp_orch.store.trio_store import commit
+from swamp_orch.tokens.records import read_workers, worker_record
+from swamp_proto.errors import Conflict, SwampError
+
+if TYPE_CHECKING:
+    from swamp_orch.engine.engine import Reporter
+
+RUNNING: Final = (
+    Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
+    Term("specName", Comparison.EQ, ("run",)),
+    Term("attributes.status", Comparison.EQ, ("running",)),
+)
+
+
+@attrs.frozen
+class _Found:
+    """A run of a dead owner, as its records say it."""
+
+    record: Record
+    attributes: Mapping[str, Any]
+    steps: Mapping[StepKey, Mapping[str, Any]]
+    expansions: Mapping[tuple[str, str], Mapping[str, Any]]
+    leases: Mapping[str, Lease]  # of running steps, by dispatch
+
+
+class Recovery:
+    def __init__(self, engine: Engine, orders: Orders, placing: Placing | None, reporter: "Reporter") -> None:
+        self._engine = engine
+        self._store: Store = engine.store
+        self._orders = orders
+        self._placing = placing
+        self._report = reporter
+        self._owner = {"kind": "serve", **process_identity()}
+
+    async def run(self) -> None:
+        """Take over everything a dead process left."""
+        await self._forget_links()
+        for found in await trio.to_thread.run_sync(self._read_runs):
+            await self._take_over(found)
+
+    async def _forget_links(self) -> None:
+        """Workers recorded as connected are not: their links died with the last process."""
+        for worker in await trio.to_thread.run_sync(read_workers, self._store):
+            state = worker
+            if worker.connected:
+                now_ms = self._engine.clock_ms()
+                state = attrs.evolve(worker, connected=False, disconnected_ms=now_ms, active=())
+                try:
+                    done = await commit(self._store, Batch((worker_record(state),)))
+                except Conflict:
+                    continue  # somebody changed it in between; it is read again when it enrolls
+                state = attrs.evolve(state, version=done.records[0].version)
+            if self._placing is not None:
+                self._placing.worker_known(state)
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _read_runs(self) -> list[_Found]:
+        found = []
+        for record in list(self._store.select(Selection(RUNNING))):
+            attributes = self._attributes(record)
+            if not is_alive(attributes["owner"]):
+                found.append(self._read_run(record, attributes))
+        return found
+
+    def _read_run(self, record: Record, attributes: Mapping[str, Any]) -> _Found:
+        steps: dict[StepKey, Mapping[str, Any]] = {}
+        expansions: dict[tuple[str, str], Mapping[str, Any]] = {}
+        leases: dict[str, Lease] = {}
+        for row in self._of_run(record.model_id):
+            values = self._attributes(row)
+            if row.spec == "expansion":
+                expansions[values["job"], values["template"]] = values["items"]
+            elif row.spec == "step":
+                steps[StepKey(values["job"], values["step"])] = values
+                if values["status"] == "running":
+                    lease = self._lease(values["dispatchId"])
+                    if lease is not None:
+                        leases[lease.dispatch] = lease
+        return _Found(record, attributes, steps, expansions, leases)
+
+    def _of_run(self, run_id: str) -> Iterator[Record]:
+        """In the order they were written: steps in the order they ended."""
+        return self._store.select(Selection((Term("modelId", Comparison.EQ, (run_id,)),)))
+
+    def _lease(self, dispatch: str) -> Lease | None:
+        record = self._store.latest(LEASES_ID, lease_name(dispatch))
+        return None if record is None else Lease.from_attributes(self._attributes(record), record.version)
+
+    def _attributes(self, record: Record) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            record.content if record.content is not None else self._store.read(record)
+        )
+        return found
+
+    # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _take_over(self, found: _Found) -> None:
+        run_id = found.record.model_id
+        try:
+            request = self._orders.recovered_request(run_id, found.attributes, self._owner)
+            run = self._engine.new_run(request)
+            run.restore(found.record.version, found.attributes, found.steps, found.expansions, found.leases)
+        except SwampError as error:
+            self._report.warning(
+                "a run can not go on", run=run_id, workflow=found.record.model_name, reason=str(error)
+            )
+            await self._fail(found, str(error))
+            return
+        self._report.info(
+            "run goes on",
+            run=run_id,
+            workflow=found.record.model_name,
+            steps=len(found.steps),
+            held=len(found.leases),
+        )
+        self._engine.go_on(run)
+
+    async def _fail(self, found: _Found, error: str) -> None:
+        ended = {
+            **found.attributes,
+            "status": "failed",
+            "error": error,
+            "endedAt": iso(self._engine.clock_ms()),
+        }
+        from swamp_orch.engine.records import run_record
+
+        record = run_record(found.record.model_id, found.record.model_name, ended, found.record.version)
+        try:
+            await commit(self._store, Batch((record,)))
+        except Conflict:
+            return  # somebody else decided about it
+
+
+def is_alive(owner: Mapping[str, Any]) -> bool:
+    """Whether the process that owns a run still lives. The caller holds the serve lock, so no other serve does; a process of
+    another machine can not be seen, and is left alone."""
+    here = process_identity()
+    if owner["host"] != here["host"]:
+        return True
+    if owner.get("kind") == "serve" or owner["bootId"] != here["bootId"]:
+        return False
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return started_at(owner["pid"]) == owner.get("started")
+
+
+def started_at(pid: int) -> str:
+    """When a process began, in the kernel's words: tells a process from a later one with the same pid. Empty if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
