@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import attrs
 
-from swamp_orch.expressions.evaluate import called, compiled_expression, plan_of
+from swamp_orch.expressions.evaluate import compiled_expression, plan_of
+from swamp_orch.expressions.scope import called
 from swamp_orch.expressions.shell import shell_problems
 from swamp_orch.expressions.template import ExpressionError, Template, lookalikes
 from swamp_orch.query import syntax

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from swamp_orch.query import syntax
 from swamp_orch.query.environment import CelType, Function
 
 _T: Final = CelType
@@ -38,6 +39,18 @@ FUNCTIONS: Final = (
 )
 """Every name an expression may use, wherever it stands; docs/reference/expressions.md says what each does.
 `vault.get` is done here, not by the caller's functions: it is deferred."""
+
+DECLARED: Final = tuple(dict.fromkeys(function.name for function in FUNCTIONS))
+
+
+def called(node: syntax.Node) -> str | None:
+    """The declared function a node calls: `data.latest`."""
+    match node:
+        case syntax.Call(function=function, target=syntax.Name(name=namespace)):
+            name = f"{namespace}.{function}"
+            return name if name in DECLARED else None
+        case _:
+            return None
 
 
 @attrs.frozen
