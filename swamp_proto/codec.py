@@ -213,11 +213,11 @@ def _no_extension(code: int, _: Any) -> Any:
     raise ValueError(f"extension type {code}")
 
 
-def _unpack(data: bytes) -> Any:
+def _unpack(data: bytes, most: int) -> Any:
     """The msgpack value that `data` is, all of it."""
     size = len(data)
-    if size > _FRAME_MAX:
-        raise LimitExceeded(f"a control frame has {size} bytes; the limit is {_FRAME_MAX}")
+    if size > most:
+        raise LimitExceeded(f"a control frame has {size} bytes; the limit is {most}")
     if not nesting.fits(data):
         raise MalformedMessage("$", "containers that are too many, too deep, or not whole")
     room = size if size < _ITEMS_MAX else _ITEMS_MAX
@@ -237,13 +237,14 @@ def _unpack(data: bytes) -> Any:
     raise MalformedMessage("$", f"{size} bytes that are not one msgpack value of {_ITEMS_MAX} items at most")
 
 
-def decode(data: bytes) -> Frame:
-    """The frame that `data` (one whole WebSocket message) is.
+def decode(data: bytes, most: int = limits.CONTROL_FRAME_MAX) -> Frame:
+    """The frame that `data` (one whole WebSocket message) is. `most` is the size in bytes that it may have:
+    `ENROLL_FRAME_MAX` for the first frame of a stranger.
 
     Raises `MalformedMessage` (with a path, without the payload; `VersionMismatch` for an enroll frame of
-    another version) and `LimitExceeded` (over `CONTROL_FRAME_MAX`).
+    another version) and `LimitExceeded`.
     """
-    frame = _unpack(data)
+    frame = _unpack(data, most)
     try:
         if type(frame) is list:
             count = len(frame)
