@@ -24,6 +24,8 @@ No code ever matches on message text. Third-party exceptions are translated at t
 from enum import Enum, StrEnum
 from typing import ClassVar, Final
 
+from swamp_proto.version import PROTOCOL_VERSION, SWAMP_VERSION
+
 
 class ExitCode(int, Enum):
     """Exit codes of every command; documented in docs/reference/exit-codes.md."""
@@ -155,13 +157,18 @@ class MalformedMessage(RemoteError):
 class VersionMismatch(MalformedMessage):
     """An enroll frame that this version can not read, and that says it is of another one.
 
-    `request` is the id to answer with a `protocol_mismatch` failure; the versions are the peer's.
+    `request` is the id of the frame; the versions are the peer's, the message names those of both ends.
     """
 
     code = "protocol_mismatch"
 
     def __init__(self, request: int, protocol_version: int, swamp_version: str) -> None:
-        super().__init__("$.body", f"the peer is swamp {swamp_version}, protocol {protocol_version}")
+        super().__init__("$.body", "it is of another version")
+        self.message = (
+            f"protocol_mismatch: the worker is swamp {swamp_version} (protocol {protocol_version}), "
+            f"the orchestrator is swamp {SWAMP_VERSION} (protocol {PROTOCOL_VERSION})"
+        )
+        self.args = (self.message,)
         self.request = request
         self.protocol_version = protocol_version
         self.swamp_version = swamp_version

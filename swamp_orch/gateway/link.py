@@ -21,8 +21,9 @@ from swamp_proto.errors import (
     Refused,
     SwampError,
     UnlawfulMessage,
+    VersionMismatch,
 )
-from swamp_proto.limits import OUTBOX_FRAMES_MAX
+from swamp_proto.limits import CONTROL_FRAME_MAX, ENROLL_FRAME_MAX, OUTBOX_FRAMES_MAX
 from swamp_proto.messages import RULE_BY_BODY, Side
 from swamp_proto.messages.enrollment import Farewell
 from swamp_proto.session import Session
@@ -81,7 +82,7 @@ class Link:
 
     async def first(self) -> Request:
         """The first frame, which must be a request. Raises like `run`."""
-        frame = self._decode(await self._pipe.receive())
+        frame = self._decode(await self._pipe.receive(), ENROLL_FRAME_MAX)
         if not isinstance(frame, Request):
             raise UnlawfulMessage("the first frame must be worker.enroll")
         return frame
@@ -119,8 +120,8 @@ class Link:
         async for data in self._take:
             await self._pipe.send(data)
 
-    def _decode(self, data: bytes) -> Frame:
-        frame = codec.decode(data)
+    def _decode(self, data: bytes, most: int = CONTROL_FRAME_MAX) -> Frame:
+        frame = codec.decode(data, most)
         self._session.receive(frame)
         return frame
 
@@ -188,6 +189,8 @@ def refusal_of(error: SwampError) -> RefusalCode:
     match error:
         case Refused():
             return error.refusal
+        case VersionMismatch():
+            return RefusalCode.PROTOCOL_MISMATCH
         case MalformedMessage():
             return RefusalCode.MALFORMED
         case LimitExceeded():
