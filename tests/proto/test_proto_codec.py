@@ -146,6 +146,13 @@ def test_encode_refuses_a_frame_over_the_limit_and_lets_one_of_exactly_the_limit
         codec.encode(frame(limits.CONTROL_FRAME_MAX - rest + 1))
 
 
+def test_a_stranger_s_frame_may_be_held_to_less() -> None:
+    data = codec.encode(Request(1, ENROLL))
+    assert codec.decode(data, len(data)) == Request(1, ENROLL)
+    with pytest.raises(LimitExceeded):
+        codec.decode(data, len(data) - 1)
+
+
 def test_a_frame_nests_as_deep_as_the_limit_and_no_deeper() -> None:
     def nested(levels: int) -> Request:
         value: object = None
@@ -306,6 +313,8 @@ def test_an_enroll_frame_of_another_version_says_so_whatever_else_it_holds(proto
     assert isinstance(wrong, VersionMismatch)
     assert (wrong.request, wrong.protocol_version, wrong.swamp_version) == (9, protocol, swamp)
     assert wrong.code == "protocol_mismatch"
+    assert f"swamp {swamp} (protocol {protocol})" in str(wrong) == wrong.message
+    assert f"swamp {SWAMP_VERSION} (protocol {PROTOCOL_VERSION})" in str(wrong)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,22 @@ def test_what_is_lawful_is_what_the_program_permits() -> None:
             assert names or cell == "nothing"
 
 
+def test_the_order_of_a_dispatch_names_messages_that_go_that_way() -> None:
+    lines = re.findall(
+        r"^([WO]) → ([WO])   (request|event|response) +([\w.]+)", section("## A dispatch"), re.MULTILINE
+    )
+    assert len(lines) == 6
+    sides = {"W": Side.WORKER, "O": Side.ORCHESTRATOR}
+    for sender, receiver, kind, name in lines:
+        if kind == "response":
+            (rule,) = (rule for rule in RULES if rule.reply and rule.reply.__name__ == name)
+            assert sides[receiver] in rule.senders
+        else:
+            (rule,) = (rule for rule in RULES if rule.name == name)
+            assert sides[sender] in rule.senders
+            assert rule.is_request is (kind == "request")
+
+
 # ── bytes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 BLOCKS = re.findall(r"^```frame ([\w.]+)\n(.*)\n([0-9a-f\n]+)```$", TEXT, re.MULTILINE)
