@@ -84,8 +84,11 @@ class _Background:
             self._over = True
             self._news.notify_all()
 
-    def wait_for(self, pattern: re.Pattern[str], what: str, deadline: float) -> re.Match[str]:
-        """The first line that matches, also one that was said already. Raises `OperationFailed`."""
+    def wait_for(
+        self, pattern: re.Pattern[str], what: str, deadline: float, *needs: "_Background"
+    ) -> re.Match[str]:
+        """The first line that matches, also one that was said already. Raises `OperationFailed`, also when one
+        of the processes it `needs` has ended."""
         looked = 0
         with self._news:
             while True:
@@ -96,8 +99,12 @@ class _Background:
                 looked = len(self._lines)
                 if self._over:
                     raise OperationFailed(f"{self.name} ended before it {what}")
-                if not self._news.wait(max(0.0, deadline - time.monotonic())):
+                for other in needs:
+                    if other._ended():
+                        raise OperationFailed(f"{other.name} ended before {self.name} {what}")
+                if time.monotonic() >= deadline:
                     raise OperationFailed(f"{self.name} has not {what} in time")
+                self._news.wait(min(0.5, max(0.0, deadline - time.monotonic())))
 
     def interrupt(self) -> int:
         """Ctrl-C, and the exit code. What does not end is killed, and that is a failure."""
@@ -170,7 +177,7 @@ class Demo:
         worker = self._start(
             "worker", "worker", "connect", url, "--token", token, "--cache-dir", cache, hide=token
         )
-        worker.wait_for(ENROLLED, "enrolled", self._deadline)
+        worker.wait_for(ENROLLED, "enrolled", self._deadline, serve)
         self._expect("enrolled" in self._swamp("worker", "token", "list"), "the token is not `enrolled`")
 
         self._tell("A model whose step says who its parent process is, first run here, without a worker.")

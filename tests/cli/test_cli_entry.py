@@ -316,7 +316,9 @@ def test_the_start_up_path_imports_nothing_heavy(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from swamp_orch.cli.main import run\n"
-        "run(['version']); run(['worker', 'list']); run(['data', 'get', 'm', 'n'])\n"
+        "run(['repo', 'init', '-q'])\n"
+        "codes = [run(['worker', 'list']), run(['data', 'get', 'm', 'n']), run(['worker', 'token', 'list'])]\n"
+        "assert codes == [0, 1, 0], codes\n"
         f"print([name for name in {heavy!r} if name in sys.modules])\n"
     )
     ended = subprocess.run(
