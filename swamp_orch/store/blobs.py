@@ -139,7 +139,8 @@ class StagedFile:
             return
         folder = self._blobs.folder / _STAGED
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._blobs.folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             self._fd, name = tempfile.mkstemp(dir=folder)  # 0600
         except OSError as error:
             raise translated_os(error, folder) from error

@@ -9,6 +9,7 @@ in place: an fsync that does not also grow a file costs less than half (measured
 """
 
 import contextlib
+import os
 import queue
 import sqlite3
 import threading
@@ -38,7 +39,7 @@ from swamp_proto.limits import (
     WAL_CHECKPOINT_PAGES,
 )
 
-_PAGES_OF_A_COMMIT = 3  # and about one more for each record
+_PAGES_OF_A_COMMIT = 3  # and what its records take
 _RELAY_S = 5.0  # between two looks whether there is room for the ballast again
 _FOLD = "PRAGMA wal_checkpoint(PASSIVE)"
 _WITH_CONTENT = ", ".join(RECORD_COLUMNS)
@@ -97,9 +98,9 @@ class SqliteStore:
                 db.execute("PRAGMA wal_autocheckpoint = 0")
         except (sqlite3.Error, TypeError) as error:
             db.close()
-            raise (
-                translated(error, file) if isinstance(error, sqlite3.Error) else corrupt(file, "no epoch")
-            ) from error
+            if isinstance(error, TypeError) or error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+                raise corrupt(file, "its tables are not those of a store") from error
+            raise translated(error, file) from error
         self._db = db
         self._writer = Writer(db, file, self._blobs, clock)
         self._queue: queue.SimpleQueue[_Waiting | _Errand | None] | None = None
@@ -185,7 +186,7 @@ class SqliteStore:
             self.full = not self._ballast.lay()
 
     def _fold_some(self, group: list[_Waiting]) -> None:
-        self._unfolded += _PAGES_OF_A_COMMIT + sum(len(waiting.prepared.rows) for waiting in group)
+        self._unfolded += _PAGES_OF_A_COMMIT + sum(waiting.prepared.pages for waiting in group)
         if self._unfolded >= WAL_CHECKPOINT_PAGES:
             self._unfolded = 0
             self._fold_wanted.set()
@@ -207,9 +208,20 @@ class SqliteStore:
                 self._fold_wanted.clear()
                 if self._closed:
                     return
+                if not self._room_to_fold():
+                    continue
                 with contextlib.suppress(sqlite3.Error):
                     db.execute(_FOLD).fetchall()
                     self._fold_last = True
+
+    def _room_to_fold(self) -> bool:
+        """Folding can make the store file grow by as much as the log holds; on a full disk that room is for commits."""
+        try:
+            log = self._file.with_name(self._file.name + "-wal").stat().st_size
+            room = os.statvfs(self._file.parent)
+        except OSError:
+            return False
+        return room.f_bavail * room.f_frsize > log
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -34,6 +34,7 @@ SHORT_ROWS_MAX: Final = 64
 """Rows the short way can take."""
 
 _HEADS_MAX: Final = 8_192
+_PAGE: Final = 4_096
 _COUNT: Final = len(RECORD_COLUMNS)
 _ROW: Final = f"({', '.join('?' * _COUNT)})"
 _INSERT: Final = f"INSERT INTO record VALUES {_ROW}"
@@ -80,6 +81,7 @@ class Prepared:
     batch: Batch
     rows: list[list[Any]]
     blobs: tuple[str, ...]
+    pages: int  # about so many of the log will be written
 
 
 @attrs.define
@@ -113,14 +115,17 @@ def make_ready(batch: Batch, blobs: BlobFolder) -> Prepared:
         )
     rows = []
     named: tuple[str, ...] = ()
+    size = 0
     for record in batch.records:
         content = record.content
         if content.inline is None or len(content.inline) > INLINE_CONTENT_MAX:
             if content.inline is not None:
                 content = blobs.put(content.inline)
             named = (*named, content.sha256)
+        else:
+            size += content.size
         rows.append(to_row(record, content))
-    return Prepared(batch, rows, named)
+    return Prepared(batch, rows, named, len(rows) + size // _PAGE)
 
 
 class Writer:
@@ -323,20 +328,22 @@ class Writer:
             touched[model_id, name] = model_type
             if not is_latest:
                 continue
-            if model_type not in ONE_SHOT_TYPES:
-                db.execute(
-                    "INSERT INTO reserved VALUES (?, ?, ?)"
-                    " ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
-                    (model_id, name, version),
-                )
+            db.execute(
+                "INSERT INTO reserved VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET version = max(version, excluded.version)",
+                (model_id, name, version),
+            )
             db.execute(
                 "UPDATE record SET is_latest = 1 WHERE seq ="
                 " (SELECT seq FROM record WHERE model_id = ? AND name = ? ORDER BY version DESC LIMIT 1)",
                 (model_id, name),
             )
         for (model_id, name), model_type in touched.items():
-            if model_type == STEP_LEASE and db.execute(_HEAD, (model_id, name)).fetchone()[0] is None:
-                db.execute("DELETE FROM idempotency WHERE scope = ?", (name.removeprefix("lease-"),))
+            if model_type in ONE_SHOT_TYPES and db.execute(_HEAD, (model_id, name)).fetchone()[0] is None:
+                # Never written again, so nothing has to be remembered about it.
+                db.execute("DELETE FROM reserved WHERE model_id = ? AND name = ?", (model_id, name))
+                if model_type == STEP_LEASE:
+                    db.execute("DELETE FROM idempotency WHERE scope = ?", (name.removeprefix("lease-"),))
         if removed:
             db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'removals'")
             # Positions are never used twice, also when the newest rows went.
