@@ -54,7 +54,7 @@ class EndReason(StrEnum):
     TOKEN_REVOKED = "token_revoked"  # noqa: S105 - a code
     TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a code
     NOT_SENT = "not_sent"
-    NOT_STARTED = "not_started"
+    NOT_STARTED = "not_started"  # never accepted by an instance that came back without it
     BUSY = "busy"
     DRAINING = "draining"
     REFUSED = "refused"
@@ -62,7 +62,7 @@ class EndReason(StrEnum):
     LOST_TOO_OFTEN = "lost_too_often"
 
 
-NOT_RUN: Final = frozenset({EndReason.NOT_SENT, EndReason.NOT_STARTED, EndReason.BUSY, EndReason.DRAINING})
+NOT_RUN: Final = frozenset({EndReason.NOT_SENT, EndReason.BUSY, EndReason.DRAINING})
 """Ends of dispatches that certainly never started: they are no attempt of the step."""
 
 

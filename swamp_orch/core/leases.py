@@ -59,6 +59,7 @@ from swamp_proto.limits import CANCEL_WAIT_S, GRACE_RESETS_MAX, LOSSES_MAX, STUC
 from swamp_proto.messages.dispatch import Outcome
 
 GRACE_PAUSE_FRACTION: Final = 0.25  # of G: what a queued enrollment adds to the grace window, once
+REMEMBERED_MAX: Final = 4_096  # completed dispatches whose report may come again because the answer was lost
 RUNNING_RECORD_S: Final = (
     0.25  # a step that runs longer than this is recorded as running; shorter ones save the commit
 )
@@ -123,6 +124,8 @@ TRANSITIONS: Final[Mapping[tuple[Stage, Happening], tuple[Stage, ...]]] = {
     (Stage.RUNNING, Happening.TOKEN_ENDED): _LOST,
     (Stage.RUNNING, Happening.HOLDER_GONE): _LOST,
     (Stage.SUSPENDED, Happening.ACCEPTED): (Stage.SUSPENDED,),
+    (Stage.SUSPENDED, Happening.REFUSED): (Stage.EXPIRED, Stage.FAILED),
+    (Stage.SUSPENDED, Happening.NOT_SENT): (Stage.EXPIRED,),
     (Stage.SUSPENDED, Happening.RETURNED_HOLDING): (Stage.RUNNING,),
     (Stage.SUSPENDED, Happening.RETURNED_WITHOUT): _LOST,
     (Stage.SUSPENDED, Happening.REPLACED): _LOST,
@@ -372,6 +375,7 @@ class Leases:
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
         self._of_worker: dict[str, dict[str, None]] = {}
+        self._completed: dict[str, int] = {}  # the last that completed, with their fences
         self._due: list[tuple[float, int, str]] = []
         self._serial = 0
         self._now_s = 0.0
@@ -509,11 +513,15 @@ class Leases:
     # ── the holder's report ─────────────────────────────────────────────────────────────────────────────────
     def _finish(self, event: FinishArrived) -> Iterator[Effect]:
         entry = self._entries.get(event.dispatch)
+        if entry is None and self._completed.get(event.dispatch) == event.fence:
+            yield NoteFinish(event.dispatch)  # the answer to the first report was lost
+            return
         if entry is None or entry.lease.fence != event.fence:
             yield RefuseFinish(event.dispatch, f"late result: dispatch {event.dispatch} is over")
             return
-        if entry.stage is Stage.FINISHING:
-            return  # the same report again; it is answered when it is durable
+        if entry.stage is Stage.FINISHING:  # the same report again: answered when it is durable
+            entry.dead = entry.dead or event.left == 0
+            return
         if not entry.active:
             if entry.lease.completed:
                 yield NoteFinish(event.dispatch)
@@ -591,6 +599,8 @@ class Leases:
     def _begin(self, entry: _Entry, commit: _Commit) -> None:
         entry.under_way, entry.dirty = commit, False
         entry.said, entry.to_say = entry.to_say, ()
+        if commit is _Commit.REPORT:  # there is nothing left to cancel
+            entry.said = tuple(one for one in entry.said if not isinstance(one, AskCancel))
 
     def _save(self, entry: _Entry, *then: Effect) -> Iterator[Effect]:
         """Make the lease as it is now durable; say `then` afterwards."""
@@ -622,8 +632,11 @@ class Leases:
         entry.lease = attrs.evolve(entry.reported, version=entry.reported.version + 1)
         entry.end_durable = True
         yield NoteFinish(entry.lease.dispatch)
-        if entry.slot_held:  # something is left of it
-            self._until(entry, self._now_s + STUCK_S)
+        yield from self._refuse_writes(entry)
+        if entry.dead:
+            yield from self._over(entry)
+        elif entry.slot_held:  # something is left of it
+            self._until(entry, self._now_s + STUCK_S if entry.link_up else entry.replace_s)
         else:
             self._forget(entry)
 
@@ -681,11 +694,10 @@ class Leases:
 
     def _ended_elsewhere(self, entry: _Entry, stored: Lease) -> Iterator[Effect]:
         """Another process ended it by compare-and-swap (drain --when-safe, run doctor)."""
-        for write in entry.writes:
-            yield RefuseWrite(write.request, RefusalCode.LEASE_ENDED)
+        yield from self._refuse_writes(entry)
         entry.lease, entry.stage = stored, Stage(stored.state.value)
         entry.end, entry.finish, entry.end_durable, entry.dirty = None, None, True, False
-        entry.to_say, entry.writes = (), ()
+        entry.to_say = ()
         if entry.replace_s is None:
             entry.replace_s = self._now_s + stored.grace_s
         yield Drop(stored.dispatch)
@@ -701,10 +713,13 @@ class Leases:
     # ── links ───────────────────────────────────────────────────────────────────────────────────────────────
     def _link_lost(self, event: LinkLost) -> Iterator[Effect]:
         for entry in self._at(event.worker):
-            if not entry.active or not entry.link_up or entry.lease.link != event.link:
+            if not entry.link_up or entry.lease.link != event.link:
                 continue
             entry.link_up, entry.paused = False, False
             entry.replace_s = self._now_s + entry.lease.grace_s
+            if not entry.active:
+                self._until(entry, entry.replace_s)
+                continue
             entry.lease = attrs.evolve(entry.lease, suspended_ms=self._now_ms)
             if entry.stage in (Stage.FINISHING, Stage.CANCELLING):
                 self._go(entry, Happening.LINK_LOST, entry.stage)
@@ -730,10 +745,10 @@ class Leases:
             elif holds:
                 del held[lease.dispatch]
                 yield from self._adopt(entry, event.link)
-            elif entry.stage is Stage.FINISHING:
-                continue  # its report is in our hands
+            elif entry.stage is Stage.FINISHING:  # its report is in our hands
+                entry.dead = entry.dead or same
             elif same and not lease.accepted:
-                text = f"worker '{lease.worker}' came back and had never started it"
+                text = f"worker '{lease.worker}' came back without having accepted it"
                 yield from self._never_ran(entry, Happening.RETURNED_WITHOUT, EndReason.NOT_STARTED, text)
             elif same:
                 text = f"worker '{lease.worker}' came back without it"
@@ -781,8 +796,12 @@ class Leases:
 
     def _empty(self, event: EmptyConfirmed) -> Iterator[Effect]:
         entry = self._entries.get(event.dispatch)
-        if entry is not None and not entry.active:
+        if entry is None:
+            return
+        if not entry.active:
             yield from self._found_dead(entry)
+        elif entry.stage is Stage.FINISHING:
+            entry.dead = True
 
     # ── people, tokens, time ────────────────────────────────────────────────────────────────────────────────
     def _cancel(self, event: CancelAsked) -> Iterator[Effect]:
@@ -823,8 +842,15 @@ class Leases:
             entry.deadline_s = None
             lease = entry.lease
             if not entry.active:
-                if lease.completed:
-                    yield SlotStuck(lease.dispatch, lease.worker)
+                if entry.link_up and (lease.completed or lease.worker is None):
+                    yield SlotStuck(
+                        lease.dispatch, lease.worker
+                    )  # no instant frees it, only its holder's word
+                elif entry.link_up and lease.worker is not None:
+                    # While its heartbeats are answered its holder has no reason to give up: take that away.
+                    yield EndSession(lease.worker, lease.link, f"it did not end {lease.dispatch} in time")
+                    entry.link_up, entry.replace_s = False, self._now_s + lease.grace_s
+                    self._until(entry, entry.replace_s)
                 else:
                     yield from self._found_dead(entry)
             elif entry.stage is Stage.RUNNING:
@@ -895,8 +921,10 @@ class Leases:
             raise Bug(f"dispatch {lease.dispatch} completed together with its step")
         entry = self._enter(lease, Stage(lease.state.value), link_up=False)
         entry.end_durable = True
-        left_s = max(0, (lease.replace_ms or 0) - self._now_ms) / 1000
-        entry.replace_s = self._now_s + min(left_s, lease.grace_s)
+        left_s = min(lease.grace_s, max(0, (lease.replace_ms or 0) - self._now_ms) / 1000)
+        if lease.worker is not None and lease.suspended_ms is None:
+            left_s = lease.grace_s  # its link was up when it ended: the holder may have lived until just now
+        entry.replace_s = self._now_s + left_s
         entry.dead = lease.empty_ms is not None or left_s <= 0
         left = 0 if lease.empty_ms is not None else None
         ends_by = None if entry.dead else self._wall(entry.replace_s)
@@ -1015,9 +1043,7 @@ class Leases:
 
     def _end(self, entry: _Entry, *say: Effect) -> Iterator[Effect]:
         """Make a decided end durable, then say it; the execution is waited for."""
-        for write in entry.writes:
-            yield RefuseWrite(write.request, RefusalCode.LEASE_ENDED)
-        entry.writes = ()
+        yield from self._refuse_writes(entry)
         # Verdicts and orders that were not said yet are overtaken by the end.
         kept = tuple(
             Drop(one.dispatch) if isinstance(one, Keep) else one
@@ -1028,6 +1054,11 @@ class Leases:
         if not entry.dead:
             self._until(entry, entry.replace_s)
         yield from self._save(entry, *say)
+
+    def _refuse_writes(self, entry: _Entry) -> Iterator[Effect]:
+        waiting, entry.writes = entry.writes, ()
+        for write in waiting:
+            yield RefuseWrite(write.request, RefusalCode.LEASE_ENDED)
 
     def _found_dead(self, entry: _Entry) -> Iterator[Effect]:
         """Nothing is left of an ended lease's execution; what follows waits until the end is durable."""
@@ -1072,6 +1103,10 @@ class Leases:
         lease = entry.lease
         entry.deadline_s = None
         del self._entries[lease.dispatch]
+        if lease.completed:
+            self._completed[lease.dispatch] = lease.fence
+            if len(self._completed) > REMEMBERED_MAX:
+                del self._completed[next(iter(self._completed))]
         if lease.worker is not None:
             of_worker = self._of_worker[lease.worker]
             del of_worker[lease.dispatch]
@@ -1119,7 +1154,8 @@ class Leases:
                 assert entry.stage.value == lease.state.value, (
                     f"{dispatch}: {entry.stage} is not {lease.state}"
                 )
-                waits = entry.under_way is not None or entry.deadline_s is not None or lease.completed
+                held = lease.completed or lease.worker is None  # by something that can not be killed
+                waits = entry.under_way is not None or entry.deadline_s is not None or held
                 assert waits, f"{dispatch} ended and is never forgotten"
             else:
                 assert entry.stage.value == lease.phase.value, (
