@@ -1,27 +1,23 @@
-"""A client's session with a running orchestrator, over its unix socket or TCP, and the choice of who does
-the work.
+"""A client's session with a running orchestrator, over its unix socket or TCP.
 
 Rules
 - A call is `POST /client/v1/<name>` with a JSON object; an answer is JSON, a stream is NDJSON, one object a
   line (empty lines only keep the link alive). Errors `{"error", "code", "hint"?}` come back as the
   `SwampError` with that code.
-- Nobody there is `NotConnected`, with the command that helps. A held serve lock whose socket does not
-  answer is an error, never a silent fallback to working in process: two writers of one run would be worse
-  than a failed command.
+- Nobody there is `NotConnected`, with the command that helps. A request that was sent is never sent again: a
+  link that fails midway is `Broken`, because nobody here knows whether it was carried out.
 - Safe from several threads: every request has its own connection while it lasts; finished ones are kept for
   the next.
-- Only the standard library, imported late: this is on the start-up path of every command.
+- Only the standard library: this is on the start-up path of every command.
 
-Knows nothing of what the calls mean; that is `swamp_orch.api.interface`.
+Knows nothing of what the calls mean; that is `swamp_orch.api.interface`. Who does the work is
+`swamp_orch.api.choice`.
 """
 
-import errno
 import json
-import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -34,13 +30,10 @@ from swamp_proto.errors import Broken, NotConnected, RefusalCode, Refused, Swamp
 if TYPE_CHECKING:
     import ssl
 
-    from swamp_orch.api.interface import Session
-    from swamp_orch.definitions.repository import Repository
 
 PATH: Final = "/client/v1/"
 CONNECT_S: Final = 10.0  # one attempt to reach an orchestrator
 ANSWER_S: Final = 300.0  # one answer; calls that last longer are streams
-STARTING_S: Final = 5.0  # a serve that holds the lock may take this long until its socket answers
 SILENCE_S: Final = (
     60.0  # a stream carries at least an empty line every 15 s; this long without is a dead link
 )
@@ -304,97 +297,3 @@ def _tls(ca_cert: str | None) -> "ssl.SSLContext":
         return ssl.create_default_context(cafile=ca_cert)
     except (OSError, ssl.SSLError) as problem:
         raise UsageError(f"cannot use {ca_cert} as CA certificates: {reason(problem)}") from problem
-
-
-# ── who does the work ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def serve_holds(repository: "Repository") -> bool:
-    """Whether a live `swamp serve` holds this repository. The lock counts: a pid file may be stale."""
-    import fcntl
-
-    try:
-        handle = os.open(repository.serve_lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    except OSError as problem:
-        raise Broken(f"cannot read {repository.serve_lock}: {reason(problem)}") from problem
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as problem:
-        if problem.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return True
-        raise Broken(f"cannot test {repository.serve_lock}: {reason(problem)}") from problem
-    finally:
-        os.close(handle)
-    return False
-
-
-def holder(repository: "Repository") -> Mapping[str, Any]:
-    """What the running serve wrote about itself (`pid`, `url`, …); empty when there is nothing readable."""
-    try:
-        found = json.loads(repository.serve_file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def local_session(repository: "Repository") -> "Session":
-    """The orchestrator that runs for this repository, else this process."""
-    deadline = time.monotonic() + STARTING_S
-    while serve_holds(repository):
-        path = repository.socket_path()
-        session = HttpSession.unix(path)
-        try:
-            session.probe()
-        except NotConnected as problem:
-            if time.monotonic() < deadline:
-                time.sleep(
-                    0.05
-                )  # it holds the lock and is starting or stopping: look again until the deadline
-                continue
-            pid = holder(repository).get("pid", "unknown")
-            raise NotConnected(
-                f"swamp serve (pid {pid}) holds this repository but does not answer: {problem.message}",
-                hint="wait for it to finish, or stop that process; nothing was done",
-            ) from problem
-        return session
-    from swamp_orch.api.inprocess import InProcessSession
-
-    return InProcessSession(repository)
-
-
-def open_session(
-    repository: "Repository | None",
-    server_url: str | None = None,
-    *,
-    credential: str | None = None,
-    ca_cert: str | None = None,
-) -> "Session":
-    """The session of one command: `server_url`, else the orchestrator of the repository, else in process.
-
-    `credential` is the bearer token for TCP (`--server-token`, `SWAMP_SERVER_TOKEN`); without one, the
-    credential file that the repository's own orchestrator left is used, if there is one. Raises
-    `NotConnected`, `UsageError`.
-    """
-    if server_url is None:
-        if repository is None:
-            raise UsageError(
-                "neither a repository nor a server", hint="run: swamp repo init, or pass --server <url>"
-            )
-        return local_session(repository)
-    if credential is None and repository is not None and is_own(repository, server_url):
-        try:
-            credential = repository.credential_file.read_text().strip() or None
-        except OSError:
-            credential = None
-    return HttpSession.tcp(server_url, credential=credential, ca_cert=ca_cert)
-
-
-def is_own(repository: "Repository", url: str) -> bool:
-    """Whether `url` is this machine's orchestrator of `repository`: its credential goes nowhere else."""
-    mine = holder(repository).get("url")
-    if not isinstance(mine, str):
-        return False
-    (_, my_host, my_port), (_, host, port) = server_address(mine), server_address(url)
-    return port == my_port and host in ("localhost", "127.0.0.1", "::1", my_host)

@@ -125,7 +125,7 @@ class Invocation:
 
     def session(self) -> "Session":
         if self._session is None:
-            from swamp_orch.api.client import open_session
+            from swamp_orch.api.choice import open_session
             from swamp_proto.errors import NotFound
 
             url = self.get("server")

@@ -229,15 +229,15 @@ def test_the_session_is_closed_whatever_happens(swamp: Run) -> None:
         def close(self) -> None:
             closed.append(True)
 
-    import swamp_orch.api.client as client
+    import swamp_orch.api.choice as choice
 
-    before = client.open_session
-    client.open_session = lambda *_, **__: Session()  # type: ignore[assignment]
+    before = choice.open_session
+    choice.open_session = lambda *_, **__: Session()  # type: ignore[assignment]
     try:
         assert swamp("repo", "init").code == 0
         assert swamp("worker", "list").code == 1
     finally:
-        client.open_session = before
+        choice.open_session = before
     assert closed == [True]
 
 

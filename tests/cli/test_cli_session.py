@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import trustme
 
-from swamp_orch.api import client
-from swamp_orch.api.client import HttpSession, error_from, open_session, server_address
+from swamp_orch.api import choice, client
+from swamp_orch.api.choice import open_session
+from swamp_orch.api.client import HttpSession, error_from, server_address
 from swamp_orch.api.interface import CALLS
 from swamp_orch.definitions.repository import Repository, find, init
 from swamp_proto import errors
@@ -375,7 +376,7 @@ def test_a_held_lock_is_that_orchestrator(repository: Repository) -> None:
 def test_a_held_lock_without_an_answer_is_an_error_never_a_fallback(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "STARTING_S", 0.1)
+    monkeypatch.setattr(choice, "STARTING_S", 0.1)
     repository.serve_file.write_text(json.dumps({"pid": 4242}))
     lock = _hold(repository)
     with pytest.raises(NotConnected, match=r"swamp serve \(pid 4242\) holds this repository"):
