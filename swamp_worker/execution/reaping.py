@@ -14,6 +14,7 @@ Out of reach, and said so in the documentation: other users' processes, and thos
 *and* left the group. Standard library only.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -92,7 +93,5 @@ def kill_all(entries: Iterable[Entry], strict: bool, within_s: float) -> int:
 
 def _send(target: int) -> None:
     """KILL a pid, or a group when negative."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(target, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass

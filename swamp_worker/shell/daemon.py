@@ -272,6 +272,8 @@ class Worker:
                 self._voice.disconnected(error.message)
                 if error.hint:
                     self._voice.warn(error.hint)
+                if self._dialing.phase is dialing.Phase.ENROLLED:  # it broke below us, after it was open
+                    return dialing.LinkLost(error.message)
                 return dialing.DialFailed(error.message, error.permanent)
         if event is None:
             event = dialing.DialFailed(f"no answer within {timeout_s:.1f} s")

@@ -18,12 +18,13 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 import trio
 import trio_websocket
+import wsproto.utilities
 
 from swamp_proto.errors import Broken, LocalError, UsageError
 from swamp_proto.limits import CONTROL_FRAME_MAX
@@ -97,23 +98,41 @@ class Address:
 
 @contextlib.asynccontextmanager
 async def open_pipe(address: Address) -> AsyncIterator[MessagePipe]:
-    """An open pipe for the length of the block. Raises NoLink before it, nothing for what happens in it."""
+    """An open pipe for the length of the block. Raises NoLink before it, nothing for what happens in it.
+
+    Also raised, as NoLink, is what the WebSocket library's own task trips over; the block is cancelled then.
+    """
     failure: NoLink | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            connection = await _connect(address, nursery)
-        except NoLink as error:
-            failure = error
-        else:
+    try:
+        async with trio.open_nursery() as nursery:
             try:
-                yield WebSocketPipe(connection)
-            finally:
-                with trio.move_on_after(_GOODBYE_S, shield=True), contextlib.suppress(*_GONE):
-                    await connection.aclose()
-                nursery.cancel_scope.cancel()
-        nursery.cancel_scope.cancel()
+                connection = await _connect(address, nursery)
+            except NoLink as error:
+                failure = error
+            else:
+                try:
+                    yield WebSocketPipe(connection)
+                finally:
+                    with trio.move_on_after(_GOODBYE_S, shield=True), contextlib.suppress(*_GONE):
+                        await connection.aclose()
+            nursery.cancel_scope.cancel()
+    except* trio_websocket.ConnectionRejected as rejected:
+        status = _first(rejected).status_code
+        failure = NoLink(
+            f"{address.host}:{address.port} answers, but not as an orchestrator: HTTP {status}",
+            hint="check the URL and the port: it is the one that swamp serve printed",
+        )
+    except* (trio_websocket.HandshakeError, wsproto.utilities.ProtocolError) as broken:
+        failure = NoLink(f"the WebSocket broke: {_first(broken)!r}")
     if failure is not None:
         raise failure
+
+
+def _first(group: BaseExceptionGroup[Any]) -> Any:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
 
 
 async def _connect(address: Address, nursery: trio.Nursery) -> trio_websocket.WebSocketConnection:
@@ -134,32 +153,66 @@ async def _connect(address: Address, nursery: trio.Nursery) -> trio_websocket.We
     try:
         if address.secure:
             stream = await _secure(stream, address, where)
-        return await trio_websocket.wrap_client_stream(
-            nursery,
-            stream,
-            address.host if address.port in (80, 443) else where,
-            address.resource,
-            message_queue_size=_QUEUED_MESSAGES_MAX,
-            max_message_size=CONTROL_FRAME_MAX,
-            receive_buffer_size=_READ_SIZE,
-        )
-    except trio_websocket.ConnectionRejected as rejected:
-        await trio.aclose_forcefully(stream)
-        raise NoLink(
-            f"{where} answers, but not as an orchestrator: HTTP {rejected.status_code}",
-            hint="check the URL and the port: it is the one that swamp serve printed",
-        ) from None
-    except (trio_websocket.HandshakeError, trio_websocket.ConnectionClosed, trio.BrokenResourceError):
+        watched = _Watched(stream)
+        opened: list[trio_websocket.WebSocketConnection] = []
+        async with trio.open_nursery() as opening:
+            opening.start_soon(watched.cancel_when_ended, opening.cancel_scope)
+            connection = await trio_websocket.wrap_client_stream(
+                nursery,
+                watched,  # type: ignore[arg-type]  # any stream will do: it only sends, receives and closes
+                address.host if address.port in (80, 443) else where,
+                address.resource,
+                message_queue_size=_QUEUED_MESSAGES_MAX,
+                max_message_size=CONTROL_FRAME_MAX,
+                receive_buffer_size=_READ_SIZE,
+            )
+            opened.append(connection)
+            opening.cancel_scope.cancel()
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(stream)
+        raise
+    if not opened:
         await trio.aclose_forcefully(stream)
         tls = "" if address.secure else ", or it expects wss://"
         raise NoLink(
             f"{where} closed the connection before the WebSocket was open",
             hint=f"it may not be a swamp orchestrator{tls}",
-        ) from None
-    except BaseException:
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(stream)
-        raise
+        )
+    return opened[0]
+
+
+class _Watched(trio.abc.Stream):
+    """A stream that tells when the peer has hung up: the WebSocket library would wait for its answer for
+    ever.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._ended = trio.Event()
+
+    async def cancel_when_ended(self, scope: trio.CancelScope) -> None:
+        await self._ended.wait()
+        scope.cancel()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._ended.set()
+            raise
+        if not data:
+            self._ended.set()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 async def _secure(

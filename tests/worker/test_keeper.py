@@ -1,4 +1,5 @@
 """The keeper with real processes: what a holder leaves behind dies, whoever dies first. Counted from /proc."""
+# ruff: noqa: ASYNC110, ASYNC240 - waits for what only /proc tells, and reading it does not block
 
 import os
 import signal
@@ -65,7 +66,10 @@ def marked(dispatch: str) -> list[int]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                if f"SWAMP_DISPATCH={dispatch}\0".encode() in Path(f"/proc/{name}/environ").read_bytes() + b"\0":
+                if (
+                    f"SWAMP_DISPATCH={dispatch}\0".encode()
+                    in Path(f"/proc/{name}/environ").read_bytes() + b"\0"
+                ):
                     found.append(int(name))
             except OSError:
                 pass
@@ -308,12 +312,9 @@ def test_a_reused_group_number_is_not_killed(tmp_path: Path) -> None:
     place = book.expect("long-gone", 0)
     book.register(place, 1)
 
-
     time.sleep(0.05)
     with subprocess.Popen(["sleep", "300"], start_new_session=True) as innocent:
         try:
-
-
             struct.pack_into("<I", book._map, 128 + place * 128 + 4, innocent.pid)
             book.close()
             found = reap_predecessor(tmp_path)

@@ -9,8 +9,8 @@ from swamp_proto.limits import RECONNECT_S_MAX, Tempo
 from swamp_worker.core import dialing
 from swamp_worker.core.dialing import (
     Dial,
-    Dialing,
     DialFailed,
+    Dialing,
     Enrolled,
     HoldingChanged,
     LinkLost,
@@ -96,8 +96,12 @@ def test_w47_without_reconnection_a_failure_is_one_only_if_it_never_enrolled() -
     assert once.handle(LinkLost("gone"), 0.0) == (Stop("gone", failed=False),)
 
 
-@given(st.floats(1.0, 3600.0), st.floats(0.0, 0.999), st.one_of(st.none(), st.floats(0, 1e6)), st.integers(0, 40))
-def test_while_steps_are_held_it_hurries(grace_s: float, draw: float, hint: float | None, failures: int) -> None:
+@given(
+    st.floats(1.0, 3600.0), st.floats(0.0, 0.999), st.one_of(st.none(), st.floats(0, 1e6)), st.integers(0, 40)
+)
+def test_while_steps_are_held_it_hurries(
+    grace_s: float, draw: float, hint: float | None, failures: int
+) -> None:
     machine, _ = after_failures(failures, draw)
     machine.handle(HoldingChanged(True, grace_s), 0.0)
     (effect,) = machine.handle(Refused(RefusalCode.RESTARTING, hint), 0.0)

@@ -26,7 +26,7 @@ def keep(*names: str) -> tuple[HeldVerdict, ...]:
     return tuple(HeldVerdict(name, Verdict.KEEP) for name in names)
 
 
-# ── lines and ends ────────────────────────────────────────────────────────────────────────────────────────────
+# ── lines and ends ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_lines_first_then_the_end_then_nothing() -> None:
@@ -92,7 +92,7 @@ def test_a_note_of_what_is_gone_or_was_never_sent_is_harmless() -> None:
     assert held.handle(h.LinesNoted("a", 1), 1) == ()
 
 
-# ── verdicts ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── verdicts ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_w1_what_is_dropped_is_ended_and_never_reported() -> None:
@@ -118,7 +118,7 @@ def test_a_verdict_touches_only_what_was_listed() -> None:
     assert held.phase("later") is Phase.RUNNING
 
 
-# ── the clock ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the clock ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_holder_gives_up_first() -> None:
@@ -199,11 +199,12 @@ def test_every_row_of_the_table_and_every_gap() -> None:
                 assert held.phase("a") in allowed
 
 
-# ── against a naive orchestrator ──────────────────────────────────────────────────────────────────────────────
+# ── against a naive orchestrator ────────────────────────────────────────────────────────────────────────────
 
 
 class Drops(RuleBasedStateMachine):
-    """A worker's holdings and an orchestrator that only appends what arrives in order; links drop at any point.
+    """A worker's holdings and an orchestrator that only appends what arrives in order; links drop at any
+    point.
 
     Frames in flight are lost with the link, and so may be the orchestrator's notes.
     """
@@ -276,22 +277,23 @@ class Drops(RuleBasedStateMachine):
             last = min(sendable.first + most - 1, self.printed[name])
             self.held.handle(h.LinesSent(name, last), self.now)
             if not arrives:
-                return self.drop()
+                self.drop()
+                return
             assert sendable.first <= self.stored[name] + 1, "a gap"
             self.stored[name] = max(self.stored[name], last)
             if noted:
                 self.held.handle(h.LinesNoted(name, self.stored[name]), self.now)
-            return None
+            return
         self.held.handle(h.FinishSent(name), self.now)
         if not arrives:
-            return self.drop()
+            self.drop()
+            return
         assert self.stored[name] == self.printed[name], "an end before its last line"
         self.finished.add(name)
         if noted:
             self.held.handle(h.FinishNoted(name), self.now)
         else:
             self.drop()
-        return None
 
     @rule(passed=st.floats(0.1, 30.0))
     def time(self, passed: float) -> None:

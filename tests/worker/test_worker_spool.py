@@ -153,11 +153,15 @@ async def test_any_order_of_adding_and_letting_go(tmp_path: Path, moves: list[tu
     try:
         for add, let_go in moves:
             await spool.add(spool.last + 1, numbered(spool.last + 1, add))
-            assert read_all(spool, gone + 1) == [f"{number:08d}" for number in range(gone + 1, spool.last + 1)]
+            assert read_all(spool, gone + 1) == [
+                f"{number:08d}" for number in range(gone + 1, spool.last + 1)
+            ]
             gone = max(gone, min(spool.last, let_go * 5))
             spool.let_go(gone)
             gone = min(gone, spool.last)
-            assert read_all(spool, gone + 1) == [f"{number:08d}" for number in range(gone + 1, spool.last + 1)]
+            assert read_all(spool, gone + 1) == [
+                f"{number:08d}" for number in range(gone + 1, spool.last + 1)
+            ]
     finally:
         spool_module.MEMORY_MAX = kept_memory  # type: ignore[misc]
         spool.close()
