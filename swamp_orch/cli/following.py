@@ -137,12 +137,7 @@ def _watch(
             if item is _CTRL_C:
                 if asked or not cancels:
                     show.leave()
-                    raise Interrupted(
-                        f"left run {run_id}"
-                        + (", which was asked to cancel" if asked else "; it goes on")
-                        + " (unless it ran in this process: then it ends with it)",
-                        hint=f"watch it: swamp run attach {run_id}; cancel it: swamp run cancel {run_id}",
-                    )
+                    raise _left(invocation, run_id, asked)
                 asked = True
                 show.say(f"Cancelling run {run_id} and waiting for its end (Ctrl-C again leaves at once) …")
                 _Canceller(invocation, run_id, reader.inbox).start()
@@ -152,6 +147,18 @@ def _watch(
             show.event(item)
             reader.shown()
     return _outcome(invocation, show.ended, run_id, asked)
+
+
+def _left(invocation: Invocation, run_id: str, asked: bool) -> Interrupted:
+    if invocation.session().where == "in process":
+        return Interrupted(
+            f"left run {run_id}; it ran in this process and ends with it",
+            hint="runs that outlive their command need an orchestrator: swamp serve",
+        )
+    return Interrupted(
+        f"left run {run_id}" + (", which was asked to cancel" if asked else "; it goes on"),
+        hint=f"watch it: swamp run attach {run_id}; cancel it: swamp run cancel {run_id}",
+    )
 
 
 def left(ended: dict[str, Any]) -> str:

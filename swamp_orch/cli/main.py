@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
             _drop_stdout()
             return ExitCode.DONE
         return _report(invocation, _from_os(problem))
-    except Exception as problem:
+    except Exception as problem:  # the top of the program: what arrives here is a defect, and is told as one
         return _defect(invocation, problem)
 
 
