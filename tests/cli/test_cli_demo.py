@@ -30,30 +30,16 @@ def _demo(folder: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_it_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    ended = _demo(tmp_path, "--timeout", "40s")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.endswith("\nThe demo passed: the step ran on the worker.\n")
-    for command in (
-        "repo init",
-        "vault create",
-        "worker token create",
-        "serve",
-        "worker connect",
-        "workflow run",
-        "data query",
-    ):
-        assert f"$ swamp {command}" in ended.stdout, command
-    assert list(tmp_path.iterdir()) == []
-    proof = re.search(r"the step's parent was process (\d+), the worker is process (\d+)", ended.stdout)
-    assert proof is not None and proof[1] == proof[2]
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(proof[1]), 0)
-
-
-def test_json_is_one_document(tmp_path: Path) -> None:
     ended = _demo(tmp_path, "--timeout", "40s", "--json")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    hold("demo", json.loads(ended.stdout))
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    proved = json.loads(ended.stdout)
+    hold("demo", proved)
+    assert proved["workerPid"] == proved["stepParentPid"]
+    outputs = {entry["command"]: entry["output"] for entry in proved["commands"]}
+    assert outputs["swamp workflow run remote-demo"].startswith("build" + " " * 59 + "✓echo-on-worker\n")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(proved["workerPid"], 0)
 
 
 def test_it_fails_when_time_is_over(tmp_path: Path) -> None:
@@ -69,6 +55,13 @@ def test_a_step_that_ran_elsewhere_fails_it(monkeypatch: pytest.MonkeyPatch) -> 
     lines: list[str] = []
     with pytest.raises(OperationFailed, match="the step's parent was process"):
         demo.run_demo(lines.append, 60.0, keep=False)
+    told = [line for line in lines if line.startswith("$ swamp ")]
+    for number, command in enumerate(
+        ("repo init", "vault create", "worker token create", "worker token list", "serve", "worker connect")
+    ):
+        assert told[number].startswith(f"$ swamp {command}"), told
+    assert any(line.startswith("  [worker] ") for line in lines)
+    assert not any(re.search(r"--token build-node\.", line) for line in lines)
 
 
 def test_what_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
