@@ -132,6 +132,7 @@ VAULT_SECRET_MAX: Final = 1 * MIB  # one secret, as UTF-8
 # ── requests ────────────────────────────────────────────────────────────────────────────────────────────────
 CLIENT_BODY_MAX: Final = 8 * MIB
 PREDICATE_LENGTH_MAX: Final = 16 * KIB
+CEL_RANGE_MAX: Final = 10_000  # of lists.range in an expression
 EVENT_BUFFER_MAX: Final = 10_000  # events of a run kept for clients that attach
 CONCURRENT_RUNS_MAX_DEFAULT: Final = 100
 CHILD_RUN_DEPTH_MAX: Final = 10

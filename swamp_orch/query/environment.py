@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from swamp_orch.query import syntax
+from swamp_orch.query.optionals import misplaced
 from swamp_proto.errors import SwampError
-from swamp_proto.limits import PREDICATE_LENGTH_MAX
+from swamp_proto.limits import CEL_RANGE_MAX, PREDICATE_LENGTH_MAX
 
 if TYPE_CHECKING:
     from cel_expr_python import cel
@@ -113,6 +114,10 @@ _B: Final = "B"
 """In `_overloads`: type parameters; the same type wherever one stands."""
 
 
+ENGINE_ERRORS: Final = (RuntimeError, TypeError, ValueError, SystemError, MemoryError)
+"""What the engine's binding raises instead of answering."""
+
+
 @attrs.frozen
 class Compiled:
     """A checked expression. `names` are the declared names it uses, sorted; `tree` is what it was parsed
@@ -142,10 +147,10 @@ class Compiled:
         _calls.current = calls
         try:
             value = self._program.eval(data=data if type(data) is dict else dict(data))
-            plain = value.plain_value()
+            plain = _plain(value.value())
             failed = value.type().name() == "ERROR"
-        except (RuntimeError, TypeError, ValueError, SystemError) as error:
-            # Text that is not Unicode, or a value with no plain form: an optional inside a list.
+        except ENGINE_ERRORS as error:
+            # Text that is not Unicode, a value Python has no form for.
             raise self.failure(str(error)) from None
         finally:
             _calls.current = calls.outer
@@ -153,7 +158,7 @@ class Compiled:
             raise calls.raised
         if failed:
             raise self.failure(str(plain))
-        return _plain(plain)
+        return plain
 
     def failure(self, text: str) -> CelError:
         """The engine's words about a failed evaluation as an error."""
@@ -162,12 +167,8 @@ class Compiled:
             return MissingKey(f"{self._place} `{self.text}` failed: {_lower(problem)}", hint=_MISSING_HINT)
         if not kind.isupper():
             problem = text
-        if (
-            "Unimplemented type" in problem
-            or "has no plain form" in problem
-            or "returned a result" in problem
-        ):
-            problem = "the result contains an optional; end it with .orValue(…)"
+        if "function return value to a Python type" in problem:
+            problem = "the result is an optional; end it with .orValue(…)"
         return CelError(f"{self._place} `{self.text}` failed: {_lower(_operators(problem))}")
 
 
@@ -204,15 +205,57 @@ def compile_expression(
             available = sorted(variables)
             message = f'Unknown {noun} "{found.name}" in {place}.\nAvailable: {", ".join(available)}'
             raise UnknownName(message, found.name, available)
+    for node in syntax.walk(tree.root):
+        if isinstance(node, syntax.Call) and node.function == "range" and _is_name(node.target, "lists"):
+            _check_range(node, text, tree, place)
     program = _compile(environment, text, place, check=True)
-    result = program.return_type().name()
-    if result.startswith("optional_type"):
+    try:
+        checked = syntax.decode_checked(program.serialize())
+        wrong = misplaced(checked) if checked is not None else None
+        result = program.return_type().name()
+    except RecursionError:
+        raise CelError(f"{place} is nested too deeply") from None
+    except RuntimeError as error:  # a map whose keys are of a type no map can have
+        raise _translated(str(error), place) from None
+    if wrong is not None:
+        raise CelError(
+            f"invalid {place} at {_pointed(text, tree.positions.get(wrong.id, 0))}an optional may not stand here",
+            hint="end it with .orValue(…), or write {?key: …} and [?…]",
+        )
+    if result.startswith("optional_type") or _is_lookup(tree.root):
         # An optional has no plain value; an absent one answers null.
         program = _compile(
             environment, f"({text}\n).hasValue() ? dyn(({text}\n).value()) : dyn(null)", place, check=True
         )
         result = "DYN"
     return Compiled(text, tuple(sorted(used)), result, tree, program, place)
+
+
+def _is_lookup(node: syntax.Node) -> bool:
+    """`a.?b`, `a[?"b"]`: optionals, whatever the checker takes them for."""
+    return isinstance(node, syntax.Call) and node.function in (syntax.OPTIONAL_SELECT, syntax.OPTIONAL_INDEX)
+
+
+def _is_name(node: syntax.Node | None, name: str) -> bool:
+    return isinstance(node, syntax.Name) and node.name == name
+
+
+def _check_range(node: syntax.Call, text: str, tree: syntax.Tree, place: str) -> None:
+    """The engine makes the whole list in memory, whatever its length: so the length is written down and
+    bounded."""
+    match node.arguments:
+        case (syntax.Constant(value=int() as count),) if count <= CEL_RANGE_MAX:
+            return
+    raise CelError(
+        f"invalid {place} at {_pointed(text, tree.positions.get(node.id, 0))}"
+        f"lists.range takes a number up to {CEL_RANGE_MAX}, written as such"
+    )
+
+
+def _pointed(text: str, at: int) -> str:
+    """`line:column: ` of a place in the text."""
+    line = text.count("\n", 0, at) + 1
+    return f"{line}:{at - (text.rfind(chr(10), 0, at) + 1) + 1}: "
 
 
 def json_value(value: Any) -> Any:
@@ -315,15 +358,7 @@ def _environment(variables: tuple[tuple[str, CelType], ...], functions: tuple[Fu
         )
 
 
-_KINDS: Final = (
-    CelType.STRING,
-    CelType.INT,
-    CelType.DOUBLE,
-    CelType.BOOL,
-    CelType.LIST,
-    CelType.MAP,
-    CelType.BYTES,
-)
+_KINDS: Final = tuple(kind for kind in CelType if kind not in (CelType.DYN, CelType.STRINGS))
 
 
 def _expanded(parameters: tuple[CelType, ...]) -> list[tuple[CelType, ...]]:
@@ -494,15 +529,24 @@ def _lower(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The engine's few types of its own (bytearray, its type values) as plain Python, at any depth."""
+    """What the engine answered as plain Python. Its own `plain_value` is not used: it ends the process for a
+    map with an optional in it; its layers one by one raise instead."""
     kind = type(value)
-    if kind in (str, int, bool, float, type(None), datetime.datetime, datetime.timedelta):
+    if kind in _PLAIN:
         return value
     if kind is list:
-        return [_plain(item) for item in value]
+        return [_plain(item if type(item) in _PLAIN else _layer(item)) for item in value]
     if kind is dict:
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item if type(item) in _PLAIN else _layer(item)) for key, item in value.items()}
     if kind is bytearray:
         return bytes(value)
     name = getattr(value, "name", None)
     return str(name()).lower() if callable(name) else value
+
+
+def _layer(item: Any) -> Any:
+    """A nested value of the engine, one layer further; what it gave to a function is plain already."""
+    return item.value() if hasattr(item, "value") else item
+
+
+_PLAIN: Final = frozenset({str, int, bool, float, type(None), datetime.datetime, datetime.timedelta})

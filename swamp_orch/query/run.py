@@ -17,6 +17,7 @@ from typing import Any, Final
 import attrs
 
 from swamp_orch.query.environment import (
+    ENGINE_ERRORS,
     CelError,
     Compiled,
     MissingKey,
@@ -159,7 +160,7 @@ class _Run:
     def _holds(self, maker: RowMaker, row: Row) -> bool:
         try:
             found = self._test(data=maker(row)).value()
-        except (RuntimeError, SystemError, SwampError):
+        except (*ENGINE_ERRORS, SwampError):
             found = None
         # Two comparisons for the common answers: this is asked of every record there is.
         return False if found is False else found is True or self._second_look(maker, row)
@@ -170,7 +171,7 @@ class _Run:
         try:
             value = self._query.predicate.run(data=maker.sane(row))
             found = value.value()
-        except (RuntimeError, SystemError) as error:
+        except ENGINE_ERRORS as error:
             self._skip(self._query.predicate.failure(str(error)))
             return False
         except SwampError as error:

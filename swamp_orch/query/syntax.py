@@ -55,8 +55,11 @@ class Call:
 
 @attrs.frozen
 class ListLiteral:
+    """`optional` are those of the elements that are written `?element`."""
+
     id: int
     elements: tuple["Node", ...]
+    optional: tuple["Node", ...] = ()
 
 
 @attrs.frozen
@@ -65,6 +68,7 @@ class MapLiteral:
 
     id: int
     entries: tuple[tuple["Node | None", "Node"], ...]
+    optional: tuple["Node", ...] = ()  # values of entries that are written `?key: value`
 
 
 @attrs.frozen
@@ -92,6 +96,32 @@ class Tree:
 
     root: Node
     positions: Mapping[int, int]
+
+
+@attrs.frozen
+class Checked:
+    """A type-checked expression. `optional` are the ids of the nodes whose type is an optional."""
+
+    root: Node
+    optional: frozenset[int]
+
+
+def decode_checked(serialized: bytes) -> Checked | None:
+    """What of a checked expression's serialised form is needed; None when it has no optional in it. Raises
+    ValueError when the form is not the known one."""
+    if b"optional" not in serialized:
+        return None
+    message = _fields(serialized)
+    if not _text(message, 1).endswith("/cel.expr.CheckedExpr"):
+        raise ValueError("not a CheckedExpr")
+    checked = _fields(_one(message, 2))
+    optional: set[int] = set()
+    for raw in checked.get(3, ()):
+        entry = _fields(raw)
+        kind = _fields(_one(entry, 2))
+        if 14 in kind and _text(_fields(_one(kind, 14)), 1) == "optional_type":
+            optional.add(_number(entry, 1))
+    return Checked(_node(_one(checked, 4)), frozenset(optional))
 
 
 def decode(serialized: bytes) -> Tree:
@@ -235,6 +265,18 @@ def _number(message: Mapping[int, list[Any]], field: int) -> int:
     return value
 
 
+def _packed(message: Mapping[int, list[Any]], field: int) -> Iterator[int]:
+    """Repeated numbers, one by one or packed into bytes."""
+    for value in message.get(field, ()):
+        if isinstance(value, int):
+            yield value
+            continue
+        at = 0
+        while at < len(value):
+            number, at = _varint(value, at)
+            yield number
+
+
 def _nodes(message: Mapping[int, list[Any]], field: int) -> tuple[Node, ...]:
     return tuple(_node(raw) for raw in message.get(field, ()))
 
@@ -254,13 +296,18 @@ def _node(data: bytes) -> Node:
         target = _node(_one(call, 1)) if 1 in call else None
         return Call(number, _text(call, 2), target, _nodes(call, 3))
     if 7 in message:
-        return ListLiteral(number, _nodes(_fields(_one(message, 7)), 1))
+        listed = _fields(_one(message, 7))
+        elements = _nodes(listed, 1)
+        return ListLiteral(number, elements, tuple(elements[at] for at in _packed(listed, 2)))
     if 8 in message:
-        entries = []
+        entries, optional = [], []
         for raw in _fields(_one(message, 8)).get(2, ()):
             entry = _fields(raw)
-            entries.append((_node(_one(entry, 3)) if 3 in entry else None, _node(_one(entry, 4))))
-        return MapLiteral(number, tuple(entries))
+            value = _node(_one(entry, 4))
+            entries.append((_node(_one(entry, 3)) if 3 in entry else None, value))
+            if _number(entry, 5):
+                optional.append(value)
+        return MapLiteral(number, tuple(entries), tuple(optional))
     if 9 in message:
         loop = _fields(_one(message, 9))
         variables = tuple(_text(loop, field) for field in (1, 3, 8) if field in loop)

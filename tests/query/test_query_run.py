@@ -36,11 +36,11 @@ Put = Callable[..., None]
 @pytest.fixture(params=["sqlite", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     ticks = iter(range(1_750_000_000_000, 1_760_000_000_000, 1_000))
-    made: SqliteStore | MemoryStore
-    if request.param == "sqlite":
-        made = open_store(tmp_path, clock=lambda: next(ticks), thread=False)
-    else:
-        made = MemoryStore(lambda: next(ticks))
+    made: SqliteStore | MemoryStore = (
+        open_store(tmp_path, clock=lambda: next(ticks), thread=False)
+        if request.param == "sqlite"
+        else MemoryStore(lambda: next(ticks))
+    )
     yield made
     made.close()
 
