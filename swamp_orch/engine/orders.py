@@ -223,10 +223,10 @@ class Orders:
             del self._methods[key]
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    def expand(self, run: "Run", step: Step) -> dict[str, Any]:
+    def expand(self, run: "Run", job: str, step: Step) -> dict[str, Any]:
         """The items of a forEach step by concrete name, in order."""
         assert step.for_each is not None
-        where = run.request.workflow.source.at("jobs")
+        where = run.where(job, step)
         text = step.for_each.expression
         found = evaluate(
             parse(text if OPEN in text else f"${{{{ {text} }}}}", where), self._scope(run, step, None)
@@ -265,7 +265,7 @@ class Orders:
         if plain is not None:
             return plain
         scope = self._scope(run, step, state.item)
-        where = run.request.workflow.source.at("jobs")
+        where = run.where(state.key.job, step)
         if step.guard is not None and self._truth(step.guard, scope, where, "guard"):
             state.status, state.reason = StepStatus.SKIPPED, "guarded"
             return None

@@ -108,6 +108,11 @@ class Run:
         self._steps: dict[StepKey, StepState] = {}
         self._work: dict[StepKey, StepWork] = {}
         self._declared = {(job.name, step.name): step for job in request.workflow.jobs for step in job.steps}
+        self._paths = {
+            (job.name, step.name): ("jobs", j, "steps", s)
+            for j, job in enumerate(request.workflow.jobs)
+            for s, step in enumerate(job.steps)
+        }
         self._items: dict[StepKey, tuple[Step, Any]] = {}
         self._jobs: dict[str, dict[str, Any]] = {
             job.name: {"status": "waiting"} for job in request.workflow.jobs
@@ -339,7 +344,7 @@ class Run:
 
     async def _expand(self, job: str, template: str) -> None:
         try:
-            items = self._orders.expand(self, self._declared[job, template])
+            items = self._orders.expand(self, job, self._declared[job, template])
         except SwampError as error:
             await self._advance(ExpansionFailed(job, template, str(error)))
             return
@@ -406,6 +411,10 @@ class Run:
         self._emit_end(state)
         del self._work[state.key]
         await self._advance(StepEnded(state.key, state.status, state.allowed, state.reason or state.error))
+
+    def where(self, job: str, step: Step) -> str:
+        """File and line of a step, for errors."""
+        return self.request.workflow.source.at(*self._paths[job, step.name])
 
     # ── what steps say ──────────────────────────────────────────────────────────────────────────────────────────────
     def origin(self, state: StepState) -> records.StepOrigin:
