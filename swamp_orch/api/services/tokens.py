@@ -61,7 +61,7 @@ class Secrets(Protocol):
 class Vaults(Protocol):
     """What is needed of the configured vaults."""
 
-    def choose(self, name: str | None) -> Secrets: ...
+    def choose(self, name: str | None, *, purpose: str = "") -> Secrets: ...
 
 
 def wall_ms() -> int:
@@ -106,7 +106,9 @@ class TokenService:
         problem = name_problem(name, allowance, ())
         if problem is not None:
             raise UsageError(problem)
-        vault = self._vaults.choose(parameters.get("vault"))
+        vault = self._vaults.choose(
+            parameters.get("vault"), purpose="the token plaintext must be stored in a vault"
+        )
         secret = new_secret()
         secret_hash = Verifier().hash(secret)
         key = f"worker-token-{name}"
