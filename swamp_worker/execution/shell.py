@@ -53,6 +53,9 @@ from swamp_worker.execution.workspace import Workspace
 
 _SHELL: Final = "/bin/sh"
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+QUIET_START_S: Final = (
+    0.003  # output of a step this young is not looked at: most of them end first, in one wake-up
+)
 _LAST_LINES_S: Final = 2.0  # for the sink to take what a killed step had printed
 _LATE_S: Final = 5.0  # the keeper's margin after a timeout and its TERM grace
 
@@ -98,7 +101,7 @@ async def run_shell(dispatch: Dispatch, sink: LogSink, control: Control, host: H
     timeouts = [each for each in (arguments.timeout_s, dispatch.timeout_s) if each is not None]
     timeout_s = min(timeouts) if timeouts else None
     try:
-        own_directory = "" if arguments.directory else host.workspace.make(dispatch.dispatch)
+        own_directory = "" if arguments.directory else host.workspace.make()
     except Broken as error:
         return failed(error.message)
     try:
@@ -231,6 +234,8 @@ class _Execution:
 
     # ── follow ──────────────────────────────────────────────────────────────────────────────────────────────
     async def _follow(self) -> None:
+        if await self._watch.wait_end(QUIET_START_S) and process.reap(self._child):
+            self._child.close_exit()
         while self._child.status is None:
             await self._turn()
         self._read_what_is_there()
@@ -253,6 +258,9 @@ class _Execution:
                 self._read(Stream.STDERR)
             elif process.reap(child):
                 child.close_exit()
+        # A process closes its pipes an instant before it has ended: looking again saves a turn of the loop.
+        if child.status is None and child.out is None and child.err is None and process.reap(child):
+            child.close_exit()
 
     def _read(self, stream: Stream) -> bool:
         """One read of one pipe; False when there was nothing."""
