@@ -256,9 +256,10 @@ class Store(Protocol):
         limit: int | None = None,
         newest_first: bool = False,
     ) -> Iterator[tuple[Any, ...]]:
-        """`select` without building `Record`s: one tuple of `fields` for each. A field is a name in `COLUMNS` (or `isDeleted`,
-        `workflowId`, `dispatch`, `sha256`) with its value as queries see it, or `seq`, `createdMs`, `keep`; `tags` (JSON text); `attributes` (JSON bytes,
-        from the blob too, or None); `content` (inline bytes, or None when it is a blob)."""
+        """`select` without building `Record`s: one tuple of `fields` for each. A field is a name in `COLUMNS` (or
+        `isDeleted`, `workflowId`, `dispatch`, `sha256`) with its value as queries see it, or `seq`, `createdMs`, `keep`;
+        `tags` (JSON text); `attributes` (JSON bytes, from the blob too, or None); `content` (inline bytes, or None when
+        it is a blob)."""
         ...
 
     def read(self, record: Record) -> bytes:

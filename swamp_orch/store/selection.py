@@ -5,10 +5,11 @@ canonical, floats in JSON text, odd keys) the condition lets the row through to 
 common terms run in C and the rest is still exact. `prepare_connection` installs the functions.
 """
 
+import json
 import re
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from swamp_orch.store.bookkeeping import iso
 from swamp_orch.store.interface import Comparison, Selection, Term
@@ -28,6 +29,12 @@ from swamp_proto.errors import SwampError, Unsupported
 
 _PLAIN_KEY: Final = re.compile(r'[^"\\\x00-\x1f\x7f]+')
 _JSON: Final = "CAST(content AS TEXT)"
+_ARROW: Final = sqlite3.sqlite_version_info >= (3, 38)
+"""Older ones have no `->`; then Python judges all JSON."""
+
+_BEYOND: Final = 2**63
+"""Numbers this large have too many spellings to list."""
+
 _INSTANT_MAX: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
 
 SCAN_FIELDS: Final = {
@@ -71,8 +78,6 @@ class Judge:
     def _holds(self, index: int, tags: str, content: bytes | None, sha256: str) -> bool:
         def attributes() -> object:
             return parse_attributes(self._blob(sha256) if content is None else content)
-
-        import json
 
         return matches(self._terms[index], _no_column, json.loads(tags), attributes)
 
@@ -195,33 +200,61 @@ def _tag(term: Term, key: str, index: int) -> tuple[str, list[Scalar]]:
 def _attribute(term: Term, path: str, index: int) -> tuple[str, list[Scalar]]:
     judged = f"swamp_holds({index}, '{{}}', content, sha256)"
     keys = path.split(".")
-    if not all(_PLAIN_KEY.fullmatch(key) for key in keys):
+    numbers = [value for value in term.values if not isinstance(value, str)]
+    if (
+        not _ARROW
+        or not all(_PLAIN_KEY.fullmatch(key) for key in keys)
+        or any(abs(number) >= _BEYOND for number in numbers)
+    ):
         return f"(attributes <> {NONE} AND {judged})", []
     where = "$" + "".join(f'."{key}"' for key in keys)
-    kind, value = f"json_type({_JSON}, ?)", f"json_extract({_JSON}, ?)"
-    alternatives: list[str] = []
-    parameters: list[Scalar] = []
-    texts = [text for text in term.values if isinstance(text, str)]
-    if texts:
-        condition, values = _compared(value, term.comparison, texts)
-        alternatives.append(f"({kind} = 'text' AND {condition})")
-        parameters += [where, where, *values]
-    numbers = [number for number in term.values if sort_of(number) is Sort.NUMBER]
-    if numbers:
-        # SQLite reads floats from text less exactly than Python does, and integers beyond 64 bits as floats.
-        condition, values = _compared(value, term.comparison, numbers)
-        alternatives.append(
-            f"({kind} IN ('integer', 'real') AND CASE typeof({value}) WHEN 'integer' THEN {condition} ELSE {judged} END)"
-        )
-        parameters += [where, where, where, *values]
-    flags = [flag for flag in term.values if isinstance(flag, bool)]
-    wanted = [f for f in (False, True) if any(COMPARE[term.comparison](f, flag) for flag in flags)]
-    if wanted:
-        names = ", ".join(f"'{str(flag).lower()}'" for flag in wanted)
-        alternatives.append(f"{kind} IN ({names})")
-        parameters.append(where)
-    exact = f"({' OR '.join(alternatives)})" if alternatives else "0"
+    if term.comparison is Comparison.EQ:
+        spellings = [text for value in term.values for text in _spellings(value)]
+        exact, values = _compared(f"{_JSON} -> ?", term.comparison, spellings)
+        parameters = [where, *values]
+    else:
+        exact, parameters = _ordered(term.comparison, term.values[0], where, judged)
     return f"CASE attributes WHEN {EXACT} THEN {exact} WHEN {LOOK} THEN {judged} ELSE 0 END", parameters
+
+
+def _spellings(value: Scalar) -> list[str]:
+    """Every way `json_content` may write a value that equals this one."""
+    if isinstance(value, bool):
+        return [str(value).lower()]
+    if isinstance(value, str):
+        return [json.dumps(value, ensure_ascii=False)]
+    found = ["-0.0"] if value == 0 else []
+    if isinstance(value, int) or value.is_integer():
+        found.append(str(int(value)))
+    if float(value) == value:
+        found.append(repr(float(value)))
+    return sorted(set(found))
+
+
+def _ordered(comparison: Comparison, bound: Scalar, where: str, judged: str) -> tuple[str, list[Scalar]]:
+    """`!=`, `<`, … of canonical JSON."""
+    kind, value = f"json_type({_JSON}, ?)", f"json_extract({_JSON}, ?)"
+    if isinstance(bound, bool):
+        wanted = [str(flag).lower() for flag in (False, True) if COMPARE[comparison](flag, bound)]
+        exact, values = _compared(f"{_JSON} -> ?", Comparison.EQ, wanted)
+        return exact, [where, *values] if wanted else []
+    if isinstance(bound, str):
+        return f"({kind} = 'text' AND {value} {comparison.value} ?)", [where, where, bound]
+    # SQLite reads floats from text less exactly than Python does. Far from the bound that does not matter.
+    margin = abs(float(bound)) * 1e-12 + 1e-300
+    low, high = float(bound) - margin, float(bound) + margin
+    far_values: list[Scalar]
+    match comparison:
+        case Comparison.NE:
+            far, far_values = f"{value} NOT BETWEEN ? AND ?", [where, low, high]
+        case Comparison.LT | Comparison.LE:
+            far, far_values = f"{value} < ?", [where, low]
+        case _:
+            far, far_values = f"{value} > ?", [where, high]
+    return (
+        f"CASE {kind} WHEN 'integer' THEN {value} {comparison.value} ?"
+        f" WHEN 'real' THEN CASE WHEN {far} THEN 1 WHEN {value} BETWEEN ? AND ? THEN {judged} ELSE 0 END ELSE 0 END"
+    ), [where, where, bound, *far_values, where, low, high]
 
 
 def _no_column(field: str) -> object:

@@ -232,7 +232,7 @@ class SqliteStore:
         return self._one("model_id = ? AND name = ? AND version = ?", (model_id, name, version), content)
 
     def versions(self, model_id: str, name: str) -> Sequence[Record]:
-        sql = f"SELECT {_WITHOUT_CONTENT} FROM record WHERE model_id = ? AND name = ? ORDER BY version"
+        sql = f"SELECT {_WITHOUT_CONTENT} FROM record WHERE model_id = ? AND name = ? ORDER BY version"  # noqa: S608 - constants
         return [to_record(row) for row in self._readers.rows(sql, (model_id, name))]
 
     def select(
@@ -267,7 +267,7 @@ class SqliteStore:
         return self._blobs.stage()
 
     def _one(self, where: str, parameters: Sequence[Any], content: bool) -> Record | None:
-        sql = f"SELECT {_WITH_CONTENT if content else _WITHOUT_CONTENT} FROM record WHERE {where}"
+        sql = f"SELECT {_WITH_CONTENT if content else _WITHOUT_CONTENT} FROM record WHERE {where}"  # noqa: S608 - constants
         for row in self._readers.rows(sql, parameters):
             return to_record(row)
         return None
@@ -276,7 +276,7 @@ class SqliteStore:
         self, columns: str, selection: Selection, after: int, limit: int | None, newest_first: bool
     ) -> Iterator[tuple[Any, ...]]:
         where, parameters, terms = compile_where(selection, after, newest_first)
-        sql = f"SELECT {columns} FROM record {where}"
+        sql = f"SELECT {columns} FROM record {where}"  # noqa: S608 - values are bound
         if limit is not None:
             sql += " LIMIT ?"
             parameters.append(limit)

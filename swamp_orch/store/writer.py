@@ -37,7 +37,7 @@ _HEADS_MAX: Final = 8_192
 _PAGE: Final = 4_096
 _COUNT: Final = len(RECORD_COLUMNS)
 _ROW: Final = f"({', '.join('?' * _COUNT)})"
-_INSERT: Final = f"INSERT INTO record VALUES {_ROW}"
+_INSERT: Final = f"INSERT INTO record VALUES {_ROW}"  # noqa: S608 - placeholders
 _STATE: Final = """
 SELECT (SELECT coalesce(max(seq), 0) FROM record), (SELECT value FROM meta WHERE key = 'removals'),
        (SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'seq')"""
@@ -52,7 +52,8 @@ def _short(rows: int) -> str:
     """One statement for up to `rows` rows; those it is not given are NULL."""
     columns = ", ".join(f"column{at}" for at in range(1, _COUNT + 1))
     return (
-        f"INSERT INTO record SELECT {columns} FROM (VALUES {', '.join([_ROW] * rows)}) WHERE column1 IS NOT NULL"
+        f"INSERT INTO record SELECT {columns}"  # noqa: S608 - placeholders
+        f" FROM (VALUES {', '.join([_ROW] * rows)}) WHERE column1 IS NOT NULL"
         " AND (SELECT coalesce(max(seq), 0) FROM record) = ?"
         " AND (SELECT value FROM meta WHERE key = 'removals') = ?"
     )
