@@ -1,27 +1,30 @@
-"""Planting bugs: a module's text with one place changed, as a module of its own."""
+"""Planting bugs: modules with one place changed, as modules of their own."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 
-def planted(original: ModuleType, before: str, after: str, *, extra: str = "") -> ModuleType:
-    """The module with the one occurrence of `before` replaced, and `extra` defined in it.
+def planted(chain: tuple[ModuleType, ...], before: str, after: str, *, extra: str = "") -> ModuleType:
+    """The last module of `chain` (each may import the ones before it), with the one occurrence of `before`
+    in any of them replaced, and `extra` defined where it was.
 
-    A text that is not there exactly once is an error here.
+    A text that is not there exactly once is an error here. The real modules stay as they are.
     """
-    path = Path(str(original.__file__))
-    text = path.read_text()
-    assert text.count(before) == 1, f"{before!r} is in {path.name} {text.count(before)} times"
-    name = f"planted_{abs(hash((before, after)))}"
-    spec = importlib.util.spec_from_loader(name, loader=None, origin=str(path))
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    texts = [Path(str(module.__file__)).read_text() for module in chain]
+    count = sum(text.count(before) for text in texts)
+    assert count == 1, f"{before!r} is there {count} times"
+    kept = {module.__name__: module for module in chain}
+    made = ModuleType("planted")
     try:
-        exec(extra, module.__dict__)
-        exec(compile(text.replace(before, after), f"{path.name} (planted)", "exec"), module.__dict__)
+        for original, text in zip(chain, texts, strict=True):
+            made = ModuleType(original.__name__)
+            made.__file__ = original.__file__
+            sys.modules[original.__name__] = made
+            if before in text:
+                exec(extra, made.__dict__)
+            code = compile(text.replace(before, after), f"{original.__file__} (planted)", "exec")
+            exec(code, made.__dict__)
     finally:
-        del sys.modules[name]
-    return module
+        sys.modules.update(kept)
+    return made

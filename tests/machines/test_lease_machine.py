@@ -18,6 +18,7 @@ from hypothesis.stateful import (
 from lease_world import CancelKind, Execution, Outcome, Step, Worker, World, blow
 from planted import planted
 
+from swamp_orch.core import lease_ends, lease_ledger
 from swamp_orch.core import leases as real
 from swamp_proto.errors import Bug
 
@@ -324,6 +325,6 @@ BUGS = {
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_caught(bug: str) -> None:
-    core = planted(real, *BUGS[bug])
+    core = planted((lease_ledger, lease_ends, real), *BUGS[bug])
     with pytest.raises((AssertionError, Bug, KeyError)):
         run_state_machine_as_test(storm_of(core), settings=profile(300, 3, find_only=True))

@@ -441,7 +441,7 @@ BUGS = {
 def test_a_planted_bug_is_caught(bug: str) -> None:
     before, after = BUGS[bug]
     core = planted(
-        real,
+        (real,),
         before,
         after,
         extra="class _Any(int):\n    __ne__ = lambda *_: False\n    __hash__ = int.__hash__\n",
