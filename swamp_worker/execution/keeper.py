@@ -36,6 +36,7 @@ from swamp_worker.execution.registry import ENTRIES_MAX, Entry, Registry, boot_i
 REGISTRY_NAME: Final = "running.registry"
 _READY_S: Final = 10.0
 _REAP_S: Final = 10.0
+_UNKNOWN_LOOK_S: Final = 2.0  # between two looks at children nobody knows
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 Say = Callable[[str], None]
@@ -49,6 +50,8 @@ class Keeper:
         self._places: dict[str, int] = {}
         self._leaders: dict[int, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._unknown: set[int] = set()
+        self._unknown_came = trio.lowlevel.ParkingLot()
         self.is_subreaper = is_subreaper
 
     @property
@@ -109,11 +112,11 @@ class Keeper:
         if listed is None:
             return self.left(dispatch, None)
         own = self._process.pid if self._process else 0
-        return [
-            pid
-            for pid in listed
-            if pid not in self._leaders and pid != own and procfs.carries(pid, (dispatch,)) is not None
-        ]
+        unknown = [pid for pid in listed if pid not in self._leaders and pid != own]
+        if unknown:
+            self._unknown.update(unknown)
+            self._unknown_came.unpark_all()
+        return [pid for pid in unknown if procfs.carries(pid, (dispatch,)) is not None]
 
     def left(self, dispatch: str, group: int | None) -> list[int]:
         """Every living process of a dispatch: of its group, and with its marker wherever it went. Reads all
@@ -203,6 +206,30 @@ class Keeper:
                 if self._process is not None:
                     await _ended(self._process)
 
+    async def _reap_unknown(self) -> None:
+        """Orphans that came to us and died are ours to reap; a child that other code started is that code's.
+
+        They look the same. But whoever started a child waits for it, so one that is dead at two looks in a row has nobody.
+        """
+        dead: set[int] = set()
+        while True:
+            if not self._unknown:
+                dead = set()
+                await self._unknown_came.park()
+            await trio.sleep(_UNKNOWN_LOOK_S)
+            now_dead = set()
+            for pid in sorted(self._unknown):
+                found = procfs.process(pid)
+                if found is None or found.parent != os.getpid():
+                    self._unknown.discard(pid)
+                elif found.dead and pid in dead:
+                    self._unknown.discard(pid)
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead and does not block
+                elif found.dead:
+                    now_dead.add(pid)
+            dead = now_dead
+
 
 @contextlib.asynccontextmanager
 async def open_keeper(
@@ -224,6 +251,7 @@ async def open_keeper(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper._stay, held, say)
+            nursery.start_soon(keeper._reap_unknown)
             try:
                 yield keeper
             finally:

@@ -47,6 +47,7 @@ class SpoolRoom:
         self._limit = limit
         self._say = say
         self._waiting = trio.lowlevel.ParkingLot()
+        self._told: set[str] = set()  # dispatches whose waiting was said, since there was ample room
 
     def open(self, dispatch: str) -> "Spool":
         return Spool(self, dispatch)
@@ -60,12 +61,16 @@ class SpoolRoom:
 
     def give_back(self, size: int) -> None:
         self.used -= size
+        if self.used * 2 < self._limit:
+            self._told.clear()
         if size:
             self._waiting.unpark_all()
 
     async def wait(self, dispatch: str) -> None:
         """Until something was given back."""
-        self._say(f"log back-pressure: the spool is full, dispatch {dispatch[:8]} waits")
+        if dispatch not in self._told:
+            self._told.add(dispatch)
+            self._say(f"log back-pressure: the spool is full, dispatch {dispatch[:8]} waits")
         await self._waiting.park()
 
     def sweep(self) -> None:

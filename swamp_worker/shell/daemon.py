@@ -28,8 +28,11 @@ import trio
 
 from swamp_proto.envelope import Event, Failure, Frame, Request, Response
 from swamp_proto.errors import PERMANENT_REFUSALS, Broken, ExitCode, RefusalCode, Refused
+from swamp_proto.ids import is_uuid
 from swamp_proto.limits import (
     CANCEL_TERM_S,
+    GRACE_S_MAX,
+    GRACE_S_MIN,
     LOG_BATCH_BYTES_MAX,
     LOG_BATCH_LINES_MAX,
     SESSION_CREDENTIAL_S,
@@ -74,6 +77,7 @@ DRAIN_NOTE_S: Final = 5.0  # for the orchestrator to answer that it knows
 LEAVE_DELIVER_S: Final = 5.0  # for ends to be noted after a second signal
 STUCK_LOOK_S: Final = 1.0
 REFRESH_S_MIN: Final = 1.0
+HEARTBEAT_S_MIN: Final = 0.02
 
 _FINISH_REFUSED_FOR_GOOD: Final = frozenset(
     {
@@ -296,6 +300,9 @@ class Worker:
         except LinkEnded as ended:
             self._voice.disconnected(ended.message)
             return dialing.DialFailed(ended.message)
+        if not _is_sane(answer):
+            self._voice.disconnected("the orchestrator's grace, heartbeat and silence make no sense together")
+            return dialing.DialFailed("nonsense in the enrollment")
         scope.deadline = float("inf")
         reconnect = self._dialing.ever_enrolled
         self._dialing.handle(dialing.Enrolled(), sent_at)
@@ -418,6 +425,9 @@ class Worker:
 
     def _on_dispatch(self, link: Link, frame: Request, dispatch: Dispatch) -> None:
         name = dispatch.dispatch
+        if not is_uuid(name):  # it names files and marks processes here
+            link.refuse(frame, RefusalCode.MALFORMED, "the dispatch id is not a UUID")
+            return
         if name in self._holdings and name not in self._slots.taken:  # ended, and its end is on its way
             link.reply(frame, Accepted(name))
             return
@@ -631,6 +641,13 @@ class _Lines:
 
     async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
         await self._worker.keep_lines(self._step, first, lines)
+
+
+def _is_sane(answer: Enrolled) -> bool:
+    return (
+        GRACE_S_MIN <= answer.grace_s <= GRACE_S_MAX
+        and HEARTBEAT_S_MIN <= answer.heartbeat_s < answer.silence_s < answer.grace_s
+    )
 
 
 def _iso(at_ms: int) -> str:

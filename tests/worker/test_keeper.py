@@ -15,6 +15,8 @@ import trio
 from conftest import Lines, shell
 
 from swamp_proto.messages.dispatch import Outcome
+from swamp_worker.execution import keeper as keeper_module
+from swamp_worker.execution import procfs
 from swamp_worker.execution import registry as registry_module
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
@@ -217,6 +219,25 @@ async def test_a_keeper_that_dies_is_replaced_and_said(tmp_path: Path) -> None:
                 await trio.sleep(0.01)
         assert len(said) == 1
         assert "keeper" in said[0]
+
+
+async def test_orphans_that_died_are_reaped_and_children_of_others_are_not(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(keeper_module, "_UNKNOWN_LOOK_S", 0.1)
+    with subprocess.Popen(["sleep", "300"]) as other:  # noqa: ASYNC220 - it is killed in here
+        async with open_keeper(tmp_path, "me") as keeper:
+            executor = StepExecutor(tmp_path / "work", keeper)
+            for _ in range(5):
+                await executor.execute(
+                    shell("(setsid sleep 300 &); (setsid true &); sleep 0.05"), Lines(), Control()
+                )
+            with trio.fail_after(10):
+                while set(procfs.children() or []) - {other.pid, keeper.pid}:
+                    await trio.sleep(0.02)
+            assert other.poll() is None
+            other.kill()
+            assert other.wait() == -signal.SIGKILL
 
 
 async def test_leaving_in_order_leaves_proof(tmp_path: Path) -> None:

@@ -243,6 +243,20 @@ async def test_w47_no_reconnect_fails_only_if_it_never_enrolled(tmp_path: Path, 
         assert (await w.over()).code is ExitCode.DONE
 
 
+async def test_an_enrollment_that_makes_no_sense_is_no_enrollment(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    def hasty(orchestrator: Orchestrator) -> None:
+        orchestrator.grace_s = 0.0
+
+    async with world(tmp_path, before=hasty) as w:
+        await w.orchestrator.linked(3)
+        assert "enrolled" not in w.kinds()
+        assert w.orchestrator.heartbeats == 0
+        w.orchestrator.grace_s = 60.0
+        await w.orchestrator.until(lambda: w.orchestrator.heartbeats)
+
+
 # ── running steps ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -325,6 +339,16 @@ async def test_a_defect_of_the_executor_fails_its_step_and_nothing_else(
         await trio.sleep(2)
         kept = await o.start(shell("y"))
         await o.until(lambda: kept.accepted)
+
+
+async def test_a_dispatch_id_that_is_a_path_is_refused(tmp_path: Path, autojump_clock: Any) -> None:
+    async with world(tmp_path) as w:
+        o = w.orchestrator
+        await o.linked()
+        kept = await o.start(shell("x", dispatch="../../outside"))
+        await o.until(lambda: kept.refused)
+        assert kept.refused is RefusalCode.MALFORMED
+        assert w.executor.running == {}
 
 
 async def test_cancel_reaches_the_step_and_unknown_ones_are_said_to_be(
