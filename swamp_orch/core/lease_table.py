@@ -35,7 +35,6 @@ class Happening(StrEnum):
     FINISHED = "finish arrived"
     FINISH_COMMITTED = "finish committed"
     FINISH_UNSAVED = "finish not saved"
-    ENDED_ELSEWHERE = "ended by another process"
     ABANDONED = "abandoned"
     CANCEL_ASKED = "cancel asked"
     CANCEL_OVERDUE = "cancel overdue"

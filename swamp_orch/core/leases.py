@@ -26,7 +26,6 @@ from typing import Final
 
 import attrs
 
-from swamp_orch.core.lease_ends import Ends
 from swamp_orch.core.lease_events import (
     Accepted,
     CancelAsked,
@@ -57,18 +56,16 @@ from swamp_orch.core.lease_values import (
     EndReason,
     EndSession,
     EndStep,
-    FailStep,
     Keep,
-    Lease,
-    LeaseState,
     NoteFinish,
     Phase,
     RefuseFinish,
     RefuseWrite,
     SlotStuck,
 )
+from swamp_orch.core.reconcile import Reconciling
 from swamp_proto.errors import Bug, RefusalCode
-from swamp_proto.limits import CANCEL_WAIT_S, GRACE_RESETS_MAX, STUCK_S
+from swamp_proto.limits import CANCEL_WAIT_S, STUCK_S
 from swamp_proto.messages.dispatch import Outcome
 
 __all__ = [
@@ -101,7 +98,7 @@ GRACE_PAUSE_FRACTION: Final = 0.25  # of G: what a queued enrollment adds to the
 RUNNING_RECORD_S: Final = 0.25  # longer steps are recorded as running, shorter ones save the commit
 
 
-class Leases(Ends):
+class Leases(Reconciling):
     """All active leases, and the ended ones whose execution may still live."""
 
     # ── the machine ─────────────────────────────────────────────────────────────────────────────────────────
@@ -474,68 +471,3 @@ class Leases(Ends):
             if entry.deadline_s is not None:
                 self._until(entry, entry.deadline_s + event.seconds)
         yield from ()
-
-    # ── start ───────────────────────────────────────────────────────────────────────────────────────────────
-    def _found(self, event: LeaseFound) -> Iterator[Effect]:
-        lease = event.lease
-        if not lease.active:
-            yield from self._found_ended(lease)
-            return
-        stage = Stage(lease.phase.value)
-        if lease.worker is None:
-            entry = self._enter(lease, stage, link_up=True)
-            entry.replace_s = self._now_s + lease.grace_s
-            yield from self._lost(
-                entry,
-                Happening.HOLDER_GONE,
-                EndReason.ORCHESTRATOR_RESTARTED,
-                "the orchestrator ended under it",
-                counted=True,
-                dead=event.loopback_dead,
-            )
-            return
-        left_s = lease.grace_s
-        again = lease.resets < GRACE_RESETS_MAX
-        if not again and lease.deadline_ms is not None:
-            left_s = min(left_s, max(0, lease.deadline_ms - self._now_ms) / 1000)
-        if stage is not Stage.CANCELLING:
-            stage = Stage.SUSPENDED
-        entry = self._enter(lease, stage, link_up=False)
-        entry.replace_s = self._now_s + left_s
-        self._until(
-            entry, entry.replace_s if stage is Stage.SUSPENDED else self._now_s + min(left_s, CANCEL_WAIT_S)
-        )
-        entry.lease = attrs.evolve(
-            lease,
-            phase=Phase(stage.value),
-            suspended_ms=self._now_ms if lease.suspended_ms is None else lease.suspended_ms,
-            deadline_ms=self._wall(entry.deadline_s),
-            resets=lease.resets + again,
-        )
-        yield from self._save(entry)
-
-    def _found_ended(self, lease: Lease) -> Iterator[Effect]:
-        """The end is durable, but its step does not know: say it again; once its execution is dead, if it
-        matters.
-        """
-        if lease.completed:
-            raise Bug(f"dispatch {lease.dispatch} completed together with its step")
-        entry = self._enter(lease, Stage(lease.state.value), link_up=False)
-        entry.end_durable = True
-        left_s = min(lease.grace_s, max(0, (lease.replace_ms or 0) - self._now_ms) / 1000)
-        if lease.worker is not None and lease.suspended_ms is None:
-            left_s = lease.grace_s  # its link was up when it ended: the holder may have lived until just now
-        entry.replace_s = self._now_s + left_s
-        entry.dead = lease.empty_ms is not None or left_s <= 0
-        left = 0 if lease.empty_ms is not None else None
-        ends_by = None if entry.dead else self._wall(entry.replace_s)
-        if lease.state is LeaseState.EXPIRED:
-            entry.requeue = self._requeue(lease)
-        elif lease.cancel_kind is not None and lease.state is LeaseState.CANCELLED:
-            yield EndStep(lease, lease.cancel_kind, lease.cancel_reason, left, ends_by)
-        else:
-            yield FailStep(lease, lease.error, left, ends_by)
-        if entry.dead:
-            yield from self._over(entry)
-        else:
-            self._until(entry, entry.replace_s)

@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 from lease_world import CancelKind, Execution, Outcome, Step, Worker, World, blow
 from planted import planted
 
-from swamp_orch.core import lease_ends, lease_ledger
+from swamp_orch.core import lease_ends, lease_ledger, reconcile
 from swamp_orch.core import leases as real
 from swamp_proto.errors import Bug
 
@@ -253,6 +253,10 @@ def test_every_row_of_the_table_is_reached(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 BUGS = {
+    "boot gives no time to come back": (
+        "        entry.replace_s = self._now_s + left_s\n        self._until(",
+        "        entry.replace_s = self._now_s\n        self._until(",
+    ),
     "placed again at the end, not when dead": (
         """        entry.dead = entry.dead or dead
 """,
@@ -325,6 +329,6 @@ BUGS = {
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_caught(bug: str) -> None:
-    core = planted((lease_ledger, lease_ends, real), *BUGS[bug])
+    core = planted((lease_ledger, lease_ends, reconcile, real), *BUGS[bug])
     with pytest.raises((AssertionError, Bug, KeyError)):
         run_state_machine_as_test(storm_of(core), settings=profile(300, 3, find_only=True))
