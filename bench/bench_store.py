@@ -7,6 +7,7 @@ are the result. `--quick` asks among 50,000 records and takes a few seconds; the
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from typing import Any
 import trio
 
 from swamp_orch.store.interface import Batch, Comparison, NewRecord, Selection, Term, json_content
-from swamp_orch.store.rows import CREATED, ID, SEQ, VERSION, new_ids, to_row
+from swamp_orch.store.rows import CREATED, ID, SEQ, VERSION, Ids, to_row
 from swamp_orch.store.schema import FILE_NAME, RECORD_COLUMNS
 from swamp_orch.store.sqlite import SqliteStore, open_store
 from swamp_orch.store.trio_store import commit
@@ -97,9 +98,15 @@ def alone(store: SqliteStore, rounds: int, records: int) -> list[Seconds]:
 def writers_trio(store: SqliteStore, writers: int, each: int) -> Seconds:
     """Seconds for a number of trio tasks to commit `each` records, one after the other."""
 
+    ready = [
+        [Batch((record(f"trio-{writers}-{each}-{w}-{n}"),)) for n in range(each)] for w in range(writers)
+    ]
+
+    gc.freeze()  # what waits to be written is not the store's
+
     async def one(writer: int) -> None:
-        for n in range(each):
-            await commit(store, Batch((record(f"trio-{writers}-{each}-{writer}-{n}"),)))
+        for batch in ready[writer]:
+            await commit(store, batch)
 
     async def all_of_them() -> Seconds:
         started = time.perf_counter()
@@ -114,9 +121,15 @@ def writers_trio(store: SqliteStore, writers: int, each: int) -> Seconds:
 def writers_threads(store: SqliteStore, writers: int, each: int) -> Seconds:
     """The same with threads."""
 
+    ready = [
+        [Batch((record(f"threads-{writers}-{each}-{w}-{n}"),)) for n in range(each)] for w in range(writers)
+    ]
+
+    gc.freeze()
+
     def one(writer: int) -> None:
-        for n in range(each):
-            store.commit(Batch((record(f"threads-{writers}-{each}-{writer}-{n}"),)))
+        for batch in ready[writer]:
+            store.commit(batch)
 
     threads = [threading.Thread(target=one, args=(writer,)) for writer in range(writers)]
     started = time.perf_counter()
@@ -170,7 +183,7 @@ def fill(store: SqliteStore, file: Path, count: int) -> Seconds:
     insert = f"INSERT INTO record VALUES ({', '.join('?' * len(RECORD_COLUMNS))})"
 
     def rows(first: int, last: int) -> Iterator[list[Any]]:
-        for seq, id_ in zip(range(first, last), new_ids(last - first, 1_700_000_000_000), strict=True):
+        for seq, id_ in zip(range(first, last), Ids().make(last - first, 1_700_000_000_000), strict=True):
             new = record(f"r{seq}", seq % MODELS, luck.randrange(SPECS), seq)
             row = to_row(new, new.content)
             row[SEQ], row[ID], row[VERSION], row[CREATED] = seq, id_, 1, 1_700_000_000_000 + seq

@@ -6,6 +6,7 @@ camelCase, as users see them; wall instants are ISO 8601 with milliseconds and `
 
 import uuid
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -61,6 +62,7 @@ def step_record(job: str, step: str) -> str:
     return f"step-{quote(job, safe='').replace('.', '%2E')}.{quote(step, safe='').replace('.', '%2E')}"
 
 
+@lru_cache(maxsize=4_096)  # a step's records name the same few instants again and again
 def iso(wall_ms: int) -> str:
     """`2026-06-15T11:34:58.961Z`."""
     moment = datetime.fromtimestamp(wall_ms / 1000, UTC)

@@ -17,13 +17,15 @@ The interface is synchronous and thread-safe; `submit` queues for group commit a
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from enum import Enum
 from hashlib import sha256
 from typing import Any, BinaryIO, Final, Protocol
 
 import attrs
+
+from swamp_proto.errors import SwampError
 
 
 class Kind(str, Enum):
@@ -166,6 +168,11 @@ class Committed:
     answer: bytes = b""
 
 
+Answered = Callable[[Committed | SwampError], Callable[[], None] | None]
+"""Hears the outcome of a batch. What it returns is called once all batches of the group have heard theirs, and once only if
+several return the same: a place to wake whoever waits for many."""
+
+
 class Comparison(str, Enum):
     EQ = "="
     NE = "!="
@@ -232,6 +239,11 @@ class Store(Protocol):
         """Queue for the next group commit. Batches of one store commit in the order they were submitted."""
         ...
 
+    def submit_to(self, batch: Batch, answered: Answered) -> None:
+        """`submit` without the cost of a future: `answered` is called exactly once, with what was committed or with the
+        error, in the store's thread (or before this returns, when there is nothing to wait for). It must be quick and not raise."""
+        ...
+
     def latest(self, model_id: str, name: str, *, content: bool = True) -> Record | None: ...
 
     def version(self, model_id: str, name: str, version: int, *, content: bool = True) -> Record | None: ...
@@ -292,6 +304,17 @@ Clock = Callable[[], int]
 """Wall clock, milliseconds since the epoch."""
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+def answer_all(group: Iterable[Answered], outcomes: Iterable[Committed | SwampError]) -> None:
+    """Tell each of a group its outcome, then do what they asked to be done after all."""
+    afterwards: list[Callable[[], None]] = []
+    for answered, outcome in zip(group, outcomes, strict=True):
+        after = answered(outcome)
+        if after is not None and after not in afterwards:
+            afterwards.append(after)
+    for after in afterwards:
+        after()
 
 
 def json_content(value: Any) -> Content:

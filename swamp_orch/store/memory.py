@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, BinaryIO, Final
 
@@ -17,6 +17,7 @@ import attrs
 
 from swamp_orch.store.bookkeeping import ONE_SHOT_TYPES, STEP_LEASE, iso
 from swamp_orch.store.interface import (
+    Answered,
     Appended,
     Batch,
     BlobWriter,
@@ -26,6 +27,7 @@ from swamp_orch.store.interface import (
     NewRecord,
     Record,
     Selection,
+    answer_all,
 )
 from swamp_orch.store.terms import SORTS, checked, is_json, matches, parse_attributes
 from swamp_proto.errors import Broken, Conflict, LocalError, NotFound, SwampError, Unsupported
@@ -63,7 +65,7 @@ class MemoryStore:
         self._clock = clock
         self._hold = hold
         self._disk = _disk or _Disk(epoch=str(uuid.uuid5(uuid.NAMESPACE_OID, "memory store")))
-        self._waiting: list[tuple[Batch, Future[Committed]]] = []
+        self._waiting: list[tuple[Batch, Answered]] = []
         self._gone: str | None = None
         self.epoch = self._disk.epoch
 
@@ -77,18 +79,27 @@ class MemoryStore:
 
     def submit(self, batch: Batch) -> "Future[Committed]":
         future: Future[Committed] = Future()
-        if self._gone:
-            future.set_exception(Broken(self._gone))
-            return future
+
+        def answered(outcome: Committed | SwampError) -> Callable[[], None] | None:
+            if isinstance(outcome, Committed):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+            return None
+
+        self.submit_to(batch, answered)
+        return future
+
+    def submit_to(self, batch: Batch, answered: Answered) -> None:
         try:
+            self._alive()
             _check(batch)
         except SwampError as error:
-            future.set_exception(error)
-            return future
-        self._waiting.append((batch, future))
+            answer_all([answered], [error])
+            return
+        self._waiting.append((batch, answered))
         if not self._hold:
             self.flush()
-        return future
 
     @property
     def waiting(self) -> int:
@@ -105,11 +116,7 @@ class MemoryStore:
                 answers.append(self._apply(batch))
             except SwampError as error:
                 answers.append(error)
-        for (_, future), answer in zip(group, answers, strict=True):
-            if isinstance(answer, Committed):
-                future.set_result(answer)
-            else:
-                future.set_exception(answer)
+        answer_all((answered for _, answered in group), answers)
 
     def crash(self) -> "MemoryStore":
         """Lose what was not durable; nobody who waits is ever answered. The store as it is found afterwards."""

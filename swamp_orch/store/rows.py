@@ -7,6 +7,7 @@ writer fills inside its transaction (`SEQ`, `ID`, `VERSION`, `IS_LATEST`, `CREAT
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from swamp_orch.store.interface import Content, Kind, NewRecord, Owner, OwnerType, Record
@@ -22,8 +23,15 @@ IS_LATEST: Final = RECORD_COLUMNS.index("is_latest")
 CREATED: Final = RECORD_COLUMNS.index("created_ms")
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_JSON: Final = "application/json"
 _KINDS: Final = {kind.value: kind for kind in Kind}
 _OWNERS: Final = {owner.value: owner for owner in OwnerType}
+
+
+@lru_cache(maxsize=512)
+def _tags(items: tuple[tuple[str, str], ...]) -> str:
+    """Tags as stored. The records of a run share most of them, so this is often known."""
+    return _encode(dict(items))
 
 
 def to_row(record: NewRecord, content: Content) -> list[Any]:
@@ -32,11 +40,11 @@ def to_row(record: NewRecord, content: Content) -> list[Any]:
     name = record.name
     if not name or "\0" in name or not record.model_id:
         raise LocalError(f"{name!r} cannot name a record of model {record.model_id!r}")
-    tags = _encode(record.tags if type(record.tags) is dict else dict(record.tags)) if record.tags else "{}"
+    tags = _tags(tuple(record.tags.items())) if record.tags else "{}"
     if "\\u0000" in tags:
         raise LocalError(f"a tag of {name} holds a NUL character")
     inline = content.inline
-    if not is_json(record.content_type) or content.size > ATTRIBUTES_MAX:
+    if content.size > ATTRIBUTES_MAX or not (record.content_type == _JSON or is_json(record.content_type)):
         attributes = NONE
     else:
         attributes = EXACT if content.canonical and inline is not None else LOOK
@@ -63,15 +71,33 @@ def to_record(row: Sequence[Any]) -> Record:
     )  # fmt: skip
 
 
-def new_ids(count: int, wall_ms: int) -> list[str]:
-    """UUIDs of version 7 (RFC 9562): ordered by the millisecond, random otherwise."""
-    noise = os.urandom(10 * count).hex()
-    stamp = f"{wall_ms & 0xFFFFFFFFFFFF:012x}"
-    head = f"{stamp[:8]}-{stamp[8:]}-7"
-    found = []
-    for at in range(0, 20 * count, 20):
-        variant = "89ab"[int(noise[at + 3], 16) & 3]
-        found.append(
-            f"{head}{noise[at : at + 3]}-{variant}{noise[at + 4 : at + 7]}-{noise[at + 7 : at + 19]}"
-        )
-    return found
+class Ids:
+    """UUIDs of version 7 (RFC 9562): ordered by the millisecond, random otherwise.
+
+    Randomness is drawn for many at once: each call for it gives up the interpreter lock, which a writer beside a busy event
+    loop gets back only a switch interval later.
+    """
+
+    _DRAWN: Final = 1_024
+
+    def __init__(self) -> None:
+        self._noise = ""
+        self._at = 0
+
+    def make(self, count: int, wall_ms: int) -> list[str]:
+        stamp = f"{wall_ms & 0xFFFFFFFFFFFF:012x}"
+        head = f"{stamp[:8]}-{stamp[8:]}-7"
+        found = []
+        at = self._at
+        noise = self._noise
+        for _ in range(count):
+            if at >= len(noise):
+                noise = self._noise = os.urandom(10 * self._DRAWN).hex()
+                at = 0
+            variant = "89ab"[int(noise[at + 3], 16) & 3]
+            found.append(
+                f"{head}{noise[at : at + 3]}-{variant}{noise[at + 4 : at + 7]}-{noise[at + 7 : at + 19]}"
+            )
+            at += 20
+        self._at = at
+        return found

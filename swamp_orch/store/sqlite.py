@@ -24,7 +24,16 @@ import attrs
 from swamp_orch.store.blobs import BlobFolder
 from swamp_orch.store.errors import StoreFull, corrupt, translated
 from swamp_orch.store.folder import Ballast, prepare
-from swamp_orch.store.interface import Batch, BlobWriter, Clock, Committed, Record, Selection
+from swamp_orch.store.interface import (
+    Answered,
+    Batch,
+    BlobWriter,
+    Clock,
+    Committed,
+    Record,
+    Selection,
+    answer_all,
+)
 from swamp_orch.store.rows import to_record
 from swamp_orch.store.schema import BLOBS_NAME, RECORD_COLUMNS
 from swamp_orch.store.selection import Judge, compile_where, scan_columns
@@ -63,7 +72,7 @@ def open_store(folder: Path, *, clock: Clock | None = None, thread: bool = True)
 @attrs.define
 class _Waiting:
     prepared: Prepared
-    future: "Future[Committed]"
+    answered: Answered
 
 
 @attrs.define
@@ -119,18 +128,29 @@ class SqliteStore:
 
     def submit(self, batch: Batch) -> "Future[Committed]":
         future: Future[Committed] = Future()
+
+        def answered(outcome: Committed | SwampError) -> Callable[[], None] | None:
+            if isinstance(outcome, Committed):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome)
+            return None
+
+        self.submit_to(batch, answered)
+        return future
+
+    def submit_to(self, batch: Batch, answered: Answered) -> None:
         try:
             self._open()
-            waiting = _Waiting(make_ready(batch, self._blobs), future)
+            waiting = _Waiting(make_ready(batch, self._blobs), answered)
         except SwampError as error:
-            future.set_exception(error)
-            return future
-        if self._queue is None:
-            with self._lock:
-                self._commit([waiting])
-        else:
+            answer_all([answered], [error])
+            return
+        if self._queue is not None:
             self._queue.put(waiting)
-        return future
+            return
+        with self._lock:
+            self._commit([waiting])
 
     def _run(self) -> None:
         """The writer thread: take all that wait, commit them together, answer them."""
@@ -157,6 +177,7 @@ class SqliteStore:
 
     def _commit(self, group: list[_Waiting]) -> None:
         ready = [waiting.prepared for waiting in group]
+        outcomes: Sequence[Committed | SwampError]
         try:
             outcomes = self._writer.write(ready)
             if isinstance(outcomes[0], StoreFull):
@@ -166,17 +187,11 @@ class SqliteStore:
                     outcomes = self._writer.write(ready)
             elif self.full:
                 self._relay()
-        except BaseException as error:
-            for waiting in group:
-                waiting.future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-            return
-        for waiting, outcome in zip(group, outcomes, strict=True):
-            if isinstance(outcome, Committed):
-                waiting.future.set_result(outcome)
-            else:
-                waiting.future.set_exception(outcome)
+        except Exception as error:
+            broken = Broken(f"the store {self._file} failed: {error!r}")
+            broken.__cause__ = error
+            outcomes = [broken] * len(group)
+        answer_all((waiting.answered for waiting in group), outcomes)
 
     def _relay(self) -> None:
         """Take the ballast back once there is room again."""
@@ -311,10 +326,18 @@ class SqliteStore:
             self._folding.join()
             while not self._queue.empty():  # submitted in the very instant of closing
                 if (late := self._queue.get()) is not None:
-                    late.future.set_exception(Broken("the store is closed"))
+                    self._turn_away(late)
         with self._lock:
             self._readers.close()
             self._db.close()
+
+    @staticmethod
+    def _turn_away(item: _Waiting | _Errand) -> None:
+        closed = Broken("the store is closed")
+        if isinstance(item, _Waiting):
+            answer_all([item.answered], [closed])
+        else:
+            item.future.set_exception(closed)
 
     def _errand(self, work: Callable[[], int]) -> int:
         self._open()

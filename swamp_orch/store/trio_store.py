@@ -10,20 +10,14 @@ thread first.
 
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
-import attrs
 import trio
 
 from swamp_orch.store.interface import Batch, Committed, Store
-
-
-@attrs.define(eq=False)
-class _Wait:
-    """One task waiting for one answer; `task` is None once it waits no more."""
-
-    task: trio.lowlevel.Task | None
+from swamp_proto.errors import SwampError
 
 
 class _Wakeups:
@@ -33,20 +27,15 @@ class _Wakeups:
         self._token = token
         self._answered: deque[_Wait] = deque()
         self._scheduled = False
+        self.wake = self._wake_soon  # one object, recognised as the same
 
-    async def wait(self, future: "Future[Committed]") -> None:
-        wait = _Wait(trio.lowlevel.current_task())
-
-        def abort(_: object) -> trio.lowlevel.Abort:
-            wait.task = None
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        future.add_done_callback(lambda _: self._answer(wait))
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def _answer(self, wait: _Wait) -> None:
-        """In the store's thread (or in the task's, when the answer came meanwhile)."""
+    def answer(self, wait: "_Wait") -> Callable[[], None]:
+        """In the store's thread (or in the task's, when the answer comes at once). The loop is to be woken after all of a
+        group: waking it lets go of the interpreter lock, and the loop would run while others still wait for theirs."""
         self._answered.append(wait)
+        return self.wake
+
+    def _wake_soon(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             # With the run over, nobody is left to be woken.
@@ -63,27 +52,69 @@ class _Wakeups:
                 trio.lowlevel.reschedule(task)
 
 
+class _Wait:
+    """One task waiting for one answer; `task` is None while it does not wait."""
+
+    __slots__ = ("outcome", "task", "wakeups")
+
+    def __init__(self, wakeups: _Wakeups) -> None:
+        self.wakeups = wakeups
+        self.task: trio.lowlevel.Task | None = None
+        self.outcome: Committed | SwampError | None = None
+
+    def __call__(self, outcome: Committed | SwampError) -> Callable[[], None]:
+        self.outcome = outcome
+        return self.wakeups.answer(self)
+
+    def future_done(self, _: object) -> None:
+        self.wakeups.answer(self)()
+
+    async def sleep(self) -> None:
+        self.task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self.task = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
 _WAKEUPS: Final = trio.lowlevel.RunVar[_Wakeups]("swamp store wake-ups")
 
 
 async def commit(store: Store, batch: Batch) -> Committed:
-    """`store.commit` for a task. Raises what it raises; a checkpoint on every path that waits.
+    """`store.commit` for a task. Raises what it raises; a checkpoint in any case.
 
     Cancelled while waiting, it raises `trio.Cancelled` and the batch commits (or is refused) all the same.
     """
-    return await answer(store.submit(batch))
+    wait = _Wait(_wakeups())
+    store.submit_to(batch, wait)
+    if wait.outcome is None:
+        await wait.sleep()
+    else:
+        # The answer is known: it is told, also to a task that is being cancelled.
+        await trio.lowlevel.cancel_shielded_checkpoint()
+    outcome = wait.outcome
+    if isinstance(outcome, Committed):
+        return outcome
+    assert outcome is not None
+    raise outcome
 
 
 async def answer(future: "Future[Committed]") -> Committed:
     """The answer of a submitted batch. Submit several first to have them in one group commit."""
-    if not future.done():
-        try:
-            wakeups = _WAKEUPS.get()
-        except LookupError:
-            wakeups = _Wakeups(trio.lowlevel.current_trio_token())
-            _WAKEUPS.set(wakeups)
-        await wakeups.wait(future)
-    else:
-        # The answer is known: it is told, also to a task that is being cancelled.
+    if future.done():
         await trio.lowlevel.cancel_shielded_checkpoint()
+    else:
+        wait = _Wait(_wakeups())
+        future.add_done_callback(wait.future_done)
+        await wait.sleep()
     return future.result()
+
+
+def _wakeups() -> _Wakeups:
+    try:
+        return _WAKEUPS.get()
+    except LookupError:
+        made = _Wakeups(trio.lowlevel.current_trio_token())
+        _WAKEUPS.set(made)
+        return made
