@@ -1,4 +1,4 @@
-"""State diagrams of the machines, drawn from their tables: `python -m swamp_orch.core.diagrams --write`.
+"""State diagrams of the machines, drawn from their tables: `python -m swamp_orch.diagrams --write`.
 
 Mermaid text, one file a machine, in docs/machines/. A test holds the files to the tables, so that a diagram can not
 say anything the code does not. Lines appear in the order of the table.
@@ -11,7 +11,7 @@ from typing import Final
 
 from swamp_orch.core import lease_table, tokens
 
-FOLDER: Final = Path(__file__).parents[2] / "docs" / "machines"
+FOLDER: Final = Path(__file__).parents[1] / "docs" / "machines"
 START: Final = "[*]"
 
 Arrow = tuple[str, str, str]  # from, to, label
