@@ -8,6 +8,7 @@ run for good: what is on disk is right at every instant.
 
 import errno
 import fcntl
+import gc
 import json
 import os
 import secrets
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from swamp_orch.gateway.control import ControlDesk
 
 GIL_SLICE_S: Final = 0.0005  # the writer thread must not wait 5 ms for the interpreter after each fsync
+GC_THRESHOLDS: Final = (20_000, 20, 100)
+"""Values die by their reference counts; cycles are few. The default looks for them every 700 allocations."""
 BACKLOG: Final = 1_024
 
 
@@ -228,6 +231,7 @@ def run_serve(options: ServeOptions) -> int:
     if (options.tls_cert is None) != (options.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
     sys.setswitchinterval(GIL_SLICE_S)
+    gc.set_threshold(*GC_THRESHOLDS)
     with _only_serve(options.repository):
         return trio.run(_serve, options)
 
@@ -318,6 +322,8 @@ class _Daemon:
                 nursery.start_soon(desk.watch_tokens)
                 await parts.reconcile()
                 self._announce()
+                gc.collect()
+                gc.freeze()  # what is here now stays: modules, tables, the store
                 self._ready = True
                 await self._until_stopped(signals, parts.engine, desk)
                 self._ready = False

@@ -101,6 +101,17 @@ class Engine:
             nursery.cancel_scope.cancel()
 
     # ── what runs and steps need ────────────────────────────────────────────────────────────────────────────────────
+    def slot_nowait(self, order: Order, state: StepState, run: Run) -> Slot | None:
+        """A slot, when one is free at this instant and nobody waits for it before."""
+        holder = str(uuid.uuid4())
+        if order.placement.is_remote:
+            return None if self.placing is None else self.placing.slot_nowait(holder, order, state, run)
+        try:
+            self._loopback.acquire_on_behalf_of_nowait(holder)
+        except trio.WouldBlock:
+            return None
+        return Slot(holder, None, None, lambda: self._release_loopback(holder))
+
     async def slot(self, order: Order, state: StepState, run: Run) -> Slot:
         """Permission to execute: a worker's slot for a placed step, else one of the loopback's."""
         holder = str(uuid.uuid4())

@@ -11,11 +11,13 @@ prints, what the tree output is drawn from, and what `run.attach` replays.
 | `step_waiting` | `job`, `step`, `reason` (text), `requirement` (`target=x`, `k=v, …`) |
 | `step_started` | `job`, `step`, `worker` (name, null = loopback), `attempt`, `model`, `modelType`, `method`, `dispatchId` |
 | `step_output` | `job`, `step`, `stream` (`stdout`/`stderr`), `line`, `n` (line number in the step's log) |
-| `step_ended` | `job`, `step`, `status` (`succeeded`, `failed`, `skipped`, `cancelled`), `error`?, `reason`?, `allowedFailure`?, `worker`, `attempts`, `durationMs`, `records: [{id, name, version, specName}]` |
+| `step_ended` | `job`, `step`, `status` (`succeeded`, `failed`, `skipped`, `cancelled`), `error`?, `reason`?, `allowedFailure`?, `worker`, `attempts`, `durationMs`, `records: [{dataId, name, version, specName, modelName}]` |
 | `job_ended` | `job`, `status`, `durationMs` |
 | `report` | `name`, `scope`, `markdown`, `json` |
 | `run_ended` | `runId`, `status` (`succeeded`, `failed`, `cancelled`), `counts: {succeeded, failed, skipped, cancelled}`, `durationMs`, `error`?, `failedStep`?, `left`? (processes left: 0, or null = unknown), `run` (the run document) |
 """
+
+# ruff: noqa: E501 - the table of events is one event a line
 
 from typing import Any
 

@@ -16,6 +16,11 @@ from swamp_proto.limits import EVENT_BUFFER_MAX
 _encode: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
+FOLLOWERS_YIELD: Final = 3
+"""Turns a follower leaves to others after it was woken: what is granted and sent in them comes before telling clients, and
+what is emitted in them travels in the same chunk."""
+
+
 class RunFeed:
     """Events of one run, from 1. `emit` never blocks; `wait_beyond` wakes when there is more, or the run is over."""
 
@@ -74,4 +79,6 @@ class RunFeed:
             if self.ended:
                 return False
             await self._news.wait()
+            for _ in range(FOLLOWERS_YIELD):
+                await trio.lowlevel.checkpoint()
         return True

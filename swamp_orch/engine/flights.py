@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from swamp_orch.engine.orders import Order
     from swamp_orch.engine.steps import StepState
     from swamp_orch.gateway.control import Member
+    from swamp_orch.gateway.link import Answer
 
 TICK_S: Final = 0.5
 STORE_RETRY_S: Final = 1.0  # between tries while the disk is full
@@ -189,6 +190,7 @@ class Flights:
         self._verdicts: dict[str, Verdict] = {}
         self._nursery: trio.Nursery
         self._sooner = trio.Event()
+        self._judged = trio.Event()
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def watch(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -259,9 +261,9 @@ class Flights:
             case AskCancel(dispatch=dispatch, reason=reason):
                 self._ask_holder(dispatch, reason)
             case Keep(dispatch=dispatch):
-                self._verdicts[dispatch] = Verdict.KEEP
+                self._judge(dispatch, Verdict.KEEP)
             case Drop(dispatch=dispatch):
-                self._verdicts[dispatch] = Verdict.DROP
+                self._judge(dispatch, Verdict.DROP)
                 self._ask_holder(dispatch, "its lease has ended")
             case EndSession(worker=worker, reason=reason):
                 if self._placing is not None and worker in self._placing.members:
@@ -298,6 +300,10 @@ class Flights:
         flight = self._flights.get(dispatch)
         if flight is not None and flight.slot.member is not None:
             flight.slot.member.link.ask(CancelDispatch(dispatch, flight.message.fence, reason, CANCEL_TERM_S))
+
+    def _judge(self, dispatch: str, verdict: Verdict) -> None:
+        self._verdicts[dispatch] = verdict
+        self._judged.set()
 
     def _settle(self, dispatch: str, end: End) -> None:
         flight = self._flights.get(dispatch)
@@ -373,11 +379,14 @@ class Flights:
                 worker=flight.slot.worker,
                 dispatch=flight.dispatch[:8],
             )
-            self._nursery.start_soon(self._sent, flight, member.link.ask(flight.message))
+            try:
+                member.link.ask(flight.message).then(lambda answer: self._answered(flight, answer))
+            except SwampError as error:  # no frame can hold it: this step's fault, nobody else's
+                self._tell(core.Refused(flight.dispatch, RefusalCode.TOO_LARGE, str(error)))
 
-    async def _sent(self, flight: Flight, answer: Any) -> None:
+    def _answered(self, flight: Flight, answer: "Answer") -> None:
         try:
-            await answer.wait()
+            answer.result()
         except Refused as refusal:
             self._tell(core.Refused(flight.dispatch, refusal.refusal, refusal.message))
         except Broken:
@@ -433,7 +442,8 @@ class Flights:
         self._tell(returned)
         with trio.move_on_after(self._tempo.silence_s):
             while any(one.dispatch not in self._verdicts for one in held):
-                await trio.sleep(0.001)  # verdicts follow their commits, which take about one fsync
+                self._judged = trio.Event()  # verdicts follow their commits
+                await self._judged.wait()
         return tuple(
             HeldVerdict(one.dispatch, self._verdicts.pop(one.dispatch, Verdict.DROP)) for one in held
         )

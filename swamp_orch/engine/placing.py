@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from swamp_orch.engine.steps import StepState
     from swamp_orch.gateway.link import Link
 
-RECORD_AFTER_S: Final = 1.0  # a step that waits longer than this gets a queue record
+RECORD_AFTER_S: Final = 5.0  # a step that waits longer than this gets a queue record, and its run is told why
+RECORD_TICK_S: Final = 1.0
 
 
 class Member(Protocol):
@@ -114,8 +115,16 @@ class Placing:
         self.pump()
 
     # ── slots ───────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def slot(self, holder: str, order: Order, state: "StepState", run: "Run") -> Slot:
-        """Wait for a worker. Raises OperationFailed when the queue timeout elapses; cancellation leaves the queue."""
+    def slot_nowait(self, holder: str, order: Order, state: "StepState", run: "Run") -> Slot | None:
+        """A worker's slot, when one is free for this step right now. It does not wait: what waits keeps its turn."""
+        ticket = self._enqueue(holder, order, state, run)
+        self.pump()
+        if ticket.placed.is_set():
+            return self._slot_of(ticket)
+        self._leave(ticket)
+        return None
+
+    def _enqueue(self, holder: str, order: Order, state: "StepState", run: "Run") -> _Ticket:
         placement = order.placement
         demand = Demand(
             id=holder,
@@ -129,8 +138,32 @@ class Placing:
         )
         ticket = _Ticket(demand, order, state, run, trio.current_time(), self._clock_ms())
         self._tickets[holder] = ticket
+        self.scheduler.add(demand)
+        return ticket
+
+    def _leave(self, ticket: _Ticket) -> None:
+        """Give up the place in the queue, or the slot that was just given."""
+        del self._tickets[ticket.demand.id]
+        self.scheduler.remove(ticket.demand.id)
+        if ticket.placed.is_set():
+            self.release(ticket.demand.id)
+        if ticket.recorded:
+            self._store.submit(Batch((self._record(ticket, "cancelled"),)))
+
+    def _slot_of(self, ticket: _Ticket) -> Slot:
+        holder = ticket.demand.id
+        del self._tickets[holder]
+        handover = (self._record(ticket, "dispatched"),) if ticket.recorded else ()
+        return Slot(
+            holder, ticket.worker, self.members.get(ticket.worker), lambda: self.release(holder), handover
+        )
+
+    async def slot(self, holder: str, order: Order, state: "StepState", run: "Run") -> Slot:
+        """Wait for a worker. Raises OperationFailed when the queue timeout elapses; cancellation leaves the queue."""
+        placement = order.placement
+        ticket = self._enqueue(holder, order, state, run)
+        demand = ticket.demand
         try:
-            self.scheduler.add(demand)
             self.pump()
             if not ticket.placed.is_set():
                 if not self.scheduler.known(demand):
@@ -146,16 +179,9 @@ class Placing:
                     code="queue_timeout",
                 )
         except BaseException:
-            self.scheduler.remove(holder)
-            self.release(holder)
-            if ticket.recorded:
-                self._store.submit(Batch((self._record(ticket, "cancelled"),)))
+            self._leave(ticket)
             raise
-        finally:
-            del self._tickets[holder]
-        handover = (self._record(ticket, "dispatched"),) if ticket.recorded else ()
-        member = self.members.get(ticket.worker)
-        return Slot(holder, ticket.worker, member, lambda: self.release(holder), handover)
+        return self._slot_of(ticket)
 
     def taken_slot(self, holder: str, worker: str) -> Slot:
         """The slot of an execution found at start; its worker is known by then, connected or not."""
@@ -232,7 +258,7 @@ class Placing:
     async def watch(self) -> None:
         """Every second: record and tell what waits longer than a moment."""
         while True:
-            await trio.sleep(RECORD_AFTER_S)
+            await trio.sleep(RECORD_TICK_S)
             due_s = trio.current_time() - RECORD_AFTER_S
             due = [
                 ticket

@@ -9,6 +9,7 @@ Rules that hold here:
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import attrs
@@ -43,7 +44,7 @@ from swamp_orch.engine import records
 from swamp_orch.engine.feed import RunFeed
 from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.logs import LogSpool
-from swamp_orch.engine.orders import Orders
+from swamp_orch.engine.orders import Order, Orders
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.steps import StepState, StepWork
 from swamp_orch.expressions.secret import mask_tree
@@ -67,7 +68,9 @@ class Parts(Protocol):
     executor: Executor
     clock_ms: Callable[[], int]
 
-    async def slot(self, order: Any, state: StepState, run: "Run") -> Slot: ...
+    async def slot(self, order: Order, state: StepState, run: "Run") -> Slot: ...
+
+    def slot_nowait(self, order: Order, state: StepState, run: "Run") -> Slot | None: ...
 
     def taken_slot(self, holder: str, worker: str | None) -> Slot: ...
 
@@ -271,10 +274,9 @@ class Run:
     async def abort(self, error: str) -> None:
         """A fault of swamp ended it: say so, durably where that is still possible."""
         self.status, self.error, self.ended_ms = RunStatus.FAILED.value, error, self._parts.clock_ms()
-        try:
+        # Where the store itself is the fault, the disk still says `running`, and the next start takes the run over.
+        with suppress(SwampError):
             await commit(self._parts.store, Batch((self._record(expect=self._version),)))
-        except SwampError:
-            pass  # the store itself is the fault; what is on disk still says `running`, and the next start takes it over
         duration_ms = self.ended_ms - self.started_ms
         self.feed.emit(
             "run_ended",
@@ -388,11 +390,21 @@ class Run:
         work = self._work[key] = StepWork(self._parts, self, state)
         if self._cancel_reason:
             work.ask_cancel(self._cancel_reason)
-        self._nursery.start_soon(self._step, state, work, lease)
-
-    async def _step(self, state: StepState, work: StepWork, lease: Lease | None) -> None:
+        order: Order | SwampError | None
         try:
             order = self._orders.make(self, state)
+            if order is not None and lease is None:
+                work.begin(order)
+        except SwampError as error:
+            order = error
+        self._nursery.start_soon(self._step, state, work, order, lease)
+
+    async def _step(
+        self, state: StepState, work: StepWork, order: Order | SwampError | None, lease: Lease | None
+    ) -> None:
+        try:
+            if isinstance(order, SwampError):
+                raise order
             if order is not None and lease is not None:
                 await work.resume(order, lease)
             elif order is not None:

@@ -9,6 +9,7 @@ Rules that hold here:
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,8 @@ from swamp_orch.engine.flights import Again, Flight, Gone, Reported
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
 from swamp_orch.store.bookkeeping import from_iso, iso
-from swamp_orch.store.interface import Appended, Batch, Content, NewRecord, Store
+from swamp_orch.store.interface import Appended, Batch, Committed, Content, NewRecord, Store
+from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
 from swamp_proto.limits import CANCEL_TERM_S, INLINE_CONTENT_MAX
 from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
@@ -132,6 +134,14 @@ class StepState:
         return found
 
 
+@attrs.define(eq=False)
+class _Granting:
+    """A grant on its way to the disk."""
+
+    flight: Flight
+    future: "Future[Committed]"
+
+
 class StepWork:
     """Executes one step until it has ended. `run` is called once; `ask_cancel` may come at any time."""
 
@@ -142,6 +152,7 @@ class StepWork:
         self._waiting = trio.CancelScope()  # around every wait that holds no execution
         self._control = Control()
         self._flight: Flight | None = None
+        self._granting: _Granting | None = None
         self._granted = False
         self._cancel_reason = ""
         self._cancel_kind = CancelKind.CANCEL
@@ -160,19 +171,29 @@ class StepWork:
     def _cancel_status(self) -> StepStatus:
         return StepStatus.CANCELLED if self._cancel_kind is CancelKind.CANCEL else StepStatus.FAILED
 
+    def begin(self, order: Order) -> None:
+        """Go as far as is possible without waiting: where a slot is free, its grant is on its way to the disk on return."""
+        if not self._cancel_reason:
+            slot = self._parts.slot_nowait(order, self._state, self._run)
+            if slot is not None:
+                self._granting = self._grant(order, slot)
+
     async def run(self, order: Order) -> None:
         """Until `state` has ended and that is durable. Raises SwampError when it fails without an execution to record."""
         while True:
-            slot: Slot | None = None
-            with self._waiting:
-                slot = await self._parts.slot(order, self._state, self._run)
-            if slot is None:
-                await self._end_waiting()
-                return
+            granting, self._granting = self._granting, None
+            if granting is None:
+                slot: Slot | None = None
+                with self._waiting:
+                    slot = await self._parts.slot(order, self._state, self._run)
+                if slot is None:
+                    await self._end_waiting()
+                    return
+                granting = self._grant(order, slot)
             try:
-                again = await self._attempt(order, slot)
+                again = await self._attempt(order, granting)
             finally:
-                slot.release()
+                granting.flight.slot.release()
             if again is None:
                 return
 
@@ -207,31 +228,37 @@ class StepWork:
         )
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _attempt(self, order: Order, slot: Slot) -> Again | None:
-        """Grant, execute, end. `Again` when the step is to be placed anew, None when it has ended."""
+    def _grant(self, order: Order, slot: Slot) -> "_Granting":
+        """Submit the grant of one attempt: lease and step, in one transaction."""
         parts, run, state = self._parts, self._run, self._state
-        message = order.dispatch(slot.holder, attempt=state.attempt + 1, fence=state.fence + 1)
+        try:
+            message = order.dispatch(slot.holder, attempt=state.attempt + 1, fence=state.fence + 1)
+        except BaseException:
+            slot.release()
+            raise
         state.attempt, state.fence, state.dispatch = message.attempt, message.fence, message.dispatch
         state.worker, state.status = slot.worker, StepStatus.RUNNING
         state.started_ms, state.reason = parts.clock_ms(), ""
         flight = parts.flights.open(message, slot, order, state, self._emit_line)
+        step = records.step_record(run.origin(state), state.attributes(run.id))
+        future = parts.store.submit(Batch((*slot.handover, flight.grant_record(), step)))
         self._flight, self._granted = flight, False
+        return _Granting(flight, future)
+
+    async def _attempt(self, order: Order, granting: "_Granting") -> Again | None:
+        """Execute and end. `Again` when the step is to be placed anew, None when it has ended."""
+        flight = granting.flight
         try:
-            grant = (
-                *slot.handover,
-                flight.grant_record(),
-                records.step_record(run.origin(state), state.attributes(run.id)),
-            )
-            await commit(parts.store, Batch(grant))
-            run.step_started(state)
-            parts.flights.granted(flight)
+            await answered(granting.future)
+            self._parts.flights.granted(flight)
             self._granted = True
+            self._run.step_started(self._state)
             if self._cancel_reason:  # asked while the grant was being made durable
-                parts.flights.ask_cancel(flight, self._cancel_kind, self._cancel_reason)
-            return await self._until_ended(order, flight, here=slot.worker is None)
+                self._parts.flights.ask_cancel(flight, self._cancel_kind, self._cancel_reason)
+            return await self._until_ended(order, flight, here=flight.slot.worker is None)
         finally:
             self._flight = None
-            parts.flights.close(flight)
+            self._parts.flights.close(flight)
 
     async def _until_ended(self, order: Order, flight: Flight, *, here: bool) -> Again | None:
         """Execute here, or follow the worker, to an end that is durable."""

@@ -45,17 +45,33 @@ class Answer:
 
     _done: trio.Event = attrs.field(factory=trio.Event)
     _frame: Response | Failure | None = None
+    _then: "Callable[[Answer], None] | None" = None
 
     def settle(self, frame: Response | Failure) -> None:
         self._frame = frame
-        self._done.set()
+        self._finish()
 
     def abandon(self) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
         self._done.set()
+        if self._then is not None:
+            self._then(self)
+
+    def then(self, callback: "Callable[[Answer], None]") -> None:
+        """Call this when it is settled or abandoned, in the reader's task: for what needs no task of its own."""
+        self._then = callback
+        if self._done.is_set():
+            callback(self)
 
     async def wait(self) -> Any:
         """The reply's body. Raises `Refused` for a failure, `Broken` when the link ended first."""
         await self._done.wait()
+        return self.result()
+
+    def result(self) -> Any:
+        """What `wait` answers or raises, of a settled or abandoned answer."""
         match self._frame:
             case Response(body=body):
                 return body
