@@ -8,7 +8,6 @@ finished again is written again, so that its age says when it was last staged.
 import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -141,10 +140,10 @@ class StagedFile:
         try:
             self._blobs.folder.mkdir(mode=0o700, exist_ok=True)
             folder.mkdir(mode=0o700, exist_ok=True)
-            self._fd, name = tempfile.mkstemp(dir=folder)  # 0600
+            self._temporary = folder / os.urandom(16).hex()
+            self._fd = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise translated_os(error, folder) from error
-        self._temporary = Path(name)
         data, self._small = b"".join(self._small), None
         self._append(data)
 

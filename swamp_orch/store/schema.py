@@ -4,6 +4,9 @@ Why it is as it is: rows are read far more often in order of `seq` and by model 
 last in its row (a scan that does not ask for it does not touch it) and the indexes carry `is_latest`, so that superseded
 versions cost a query nothing. Changing `is_latest` rewrites one byte in place.
 
+Two triggers keep what the short way of `writer.py` does not look at: a first version is only for a name that never was,
+and what a new version supersedes is not the latest any more. (Both AFTER: a BEFORE trigger copies the whole row.)
+
 `attributes` says how JSON conditions may be answered: `NONE` there are none, `EXACT` the content is inline JSON in the form
 `json_content` writes, on which SQLite's JSON functions agree with `terms.py`; `LOOK` it is other JSON, inline or in a blob, and only
 Python may judge. `reserved` keeps the numbers of names whose newest version was removed.
@@ -71,9 +74,9 @@ CREATE INDEX record_model ON record (model_name, spec, is_latest);
 CREATE INDEX record_type ON record (model_type, is_latest);
 CREATE INDEX record_run ON record (run) WHERE run <> '';
 CREATE INDEX record_blob ON record (sha256) WHERE content IS NULL;
-CREATE TRIGGER record_new BEFORE INSERT ON record WHEN NEW.version = 1 BEGIN
+CREATE TRIGGER record_new AFTER INSERT ON record WHEN NEW.version = 1 BEGIN
   SELECT RAISE(ABORT, 'not new')
-  WHERE EXISTS (SELECT 1 FROM record WHERE model_id = NEW.model_id AND name = NEW.name)
+  WHERE EXISTS (SELECT 1 FROM record WHERE model_id = NEW.model_id AND name = NEW.name AND version > 1)
     OR EXISTS (SELECT 1 FROM reserved WHERE model_id = NEW.model_id AND name = NEW.name);
 END;
 CREATE TRIGGER record_superseded AFTER INSERT ON record WHEN NEW.version > 1 BEGIN

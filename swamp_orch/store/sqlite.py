@@ -34,17 +34,15 @@ from swamp_orch.store.interface import (
     Selection,
     answer_all,
 )
+from swamp_orch.store.readers import Readers, connect
 from swamp_orch.store.rows import to_record
 from swamp_orch.store.schema import BLOBS_NAME, RECORD_COLUMNS
-from swamp_orch.store.selection import Judge, compile_where, scan_columns
+from swamp_orch.store.selection import compile_where, scan_columns
 from swamp_orch.store.writer import Prepared, Writer, make_ready
 from swamp_proto.errors import Broken, NotFound, SwampError
 from swamp_proto.limits import (
     BLOB_ORPHAN_KEPT_S,
     GROUP_COMMIT_MAX,
-    QUERY_PAGE,
-    READ_CONNECTIONS_KEPT,
-    STORE_BUSY_S,
     WAL_CHECKPOINT_PAGES,
 )
 
@@ -91,7 +89,7 @@ class SqliteStore:
         self._blobs = BlobFolder(folder / BLOBS_NAME)
         self._ballast = Ballast(folder)
         self._relay_s = 0.0
-        self._readers = _Readers(file, self._blobs)
+        self._readers = Readers(file, self._blobs)
         self._lock = threading.Lock()  # of the write connection where there is no writer thread
         self._closed = False
         self._unfolded = 0  # pages in the log, roughly
@@ -100,7 +98,7 @@ class SqliteStore:
         self.full = False
         """Space ran out and the ballast was given back: finish what is under way, begin nothing new."""
         self.blob_orphan_kept_s = BLOB_ORPHAN_KEPT_S
-        db = _connect(file)
+        db = connect(file)
         try:
             (self.epoch,) = db.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()
             if thread:
@@ -172,7 +170,7 @@ class SqliteStore:
             if isinstance(item, _Errand):
                 try:
                     item.future.set_result(item.work())
-                except BaseException as error:
+                except BaseException as error:  # it is raised again where it is waited for
                     item.future.set_exception(error)
 
     def _commit(self, group: list[_Waiting]) -> None:
@@ -187,7 +185,7 @@ class SqliteStore:
                     outcomes = self._writer.write(ready)
             elif self.full:
                 self._relay()
-        except Exception as error:
+        except Exception as error:  # whoever waits must be answered, whatever went wrong
             broken = Broken(f"the store {self._file} failed: {error!r}")
             broken.__cause__ = error
             outcomes = [broken] * len(group)
@@ -214,7 +212,7 @@ class SqliteStore:
         """The second thread: folding goes on beside commits. Only the last few pages, written meanwhile, are left to the
         writer, because the log starts over only when nothing in it is unfolded."""
         try:
-            db = _connect(self._file)
+            db = connect(self._file)
         except SwampError:
             return  # the log grows until the store is closed; the writer meets the same trouble and reports it
         with contextlib.closing(db):
@@ -351,92 +349,3 @@ class SqliteStore:
     def _open(self) -> None:
         if self._closed:
             raise Broken("the store is closed")
-
-
-class _Readers:
-    """Read connections: one per reader at a time, a few kept."""
-
-    def __init__(self, file: Path, blobs: BlobFolder) -> None:
-        self._file = file
-        self._blobs = blobs
-        self._idle: list[tuple[sqlite3.Connection, Judge]] = []
-        self._closed = False
-
-    def rows(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
-        db, judge = self._take()
-        try:
-            found = db.execute(sql, parameters).fetchall()
-        except sqlite3.Error as error:
-            db.close()
-            raise translated(error, self._file) from error
-        self._give_back(db, judge)
-        return found
-
-    def stream(self, sql: str, parameters: Sequence[Any], terms: Any) -> Iterator[tuple[Any, ...]]:
-        """Rows as they are asked for, all of one instant; a short answer lets go of its connection at once."""
-        db, judge = self._take()
-        whole = False
-        try:
-            judge.ask(terms)
-            cursor = db.execute(sql, parameters)
-            while True:
-                rows = cursor.fetchmany(QUERY_PAGE)
-                if len(rows) < QUERY_PAGE:
-                    whole = True
-                    self._give_back(db, judge)
-                    yield from rows
-                    return
-                yield from rows
-        except sqlite3.Error as error:
-            raise judge.error or translated(error, self._file) from error
-        finally:
-            if not whole:
-                db.close()
-
-    def _take(self) -> tuple[sqlite3.Connection, Judge]:
-        if self._closed:
-            raise Broken("the store is closed")
-        try:
-            return self._idle.pop()
-        except IndexError:
-            db = _connect(self._file)
-        try:
-            db.execute("PRAGMA query_only = ON")
-            return db, Judge(db, self._blobs.read)
-        except sqlite3.Error as error:
-            db.close()
-            raise translated(error, self._file) from error
-
-    def _give_back(self, db: sqlite3.Connection, judge: Judge) -> None:
-        if self._closed or len(self._idle) >= READ_CONNECTIONS_KEPT:
-            db.close()
-        else:
-            self._idle.append((db, judge))
-
-    def close(self) -> None:
-        self._closed = True
-        while self._idle:
-            self._idle.pop()[0].close()
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    try:
-        db = sqlite3.connect(
-            f"file:{_quoted(file)}?mode=rw",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=STORE_BUSY_S,
-            cached_statements=256,
-            detect_types=sqlite3.PARSE_COLNAMES,
-        )
-        db.execute("PRAGMA synchronous = FULL")
-    except sqlite3.Error as error:
-        raise translated(error, file) from error
-    return db
-
-
-def _quoted(file: Path) -> str:
-    from urllib.parse import quote
-
-    return quote(str(file))

@@ -145,7 +145,7 @@ class Writer:
         """Commit a group; the answers in its order. An error of the transaction itself is everybody's answer."""
         try:
             return self._write_short(group) or self._write_long(group)
-        except Exception as error:
+        except Exception as error:  # answered to whoever waits, or raised again by `_answer`
             self._roll_back()
             if len(group) > 1 and not isinstance(error, OSError | sqlite3.OperationalError):
                 # One batch holds something the database does not take: it alone shall hear of it.
@@ -308,7 +308,7 @@ class Writer:
             self._db.execute("BEGIN IMMEDIATE")
             removed = self._remove(versions)
             self._db.execute("COMMIT")
-        except Exception as error:
+        except Exception as error:  # whatever it is, the transaction must not stay open
             self._roll_back()
             raise self._answer(error) from error
         return removed
@@ -372,7 +372,7 @@ class Writer:
                 ):
                     freed += self._blobs.remove(sha256)
             self._db.execute("COMMIT")
-        except Exception as error:
+        except Exception as error:  # whatever it is, the transaction must not stay open
             self._roll_back()
             raise self._answer(error) from error
         return freed

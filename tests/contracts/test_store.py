@@ -126,6 +126,8 @@ def test_versions_count_from_one_and_the_newest_is_latest(store: Store) -> None:
     assert second is not None
     assert second.content == b'{"value":1}'
     assert store.version("m1", "result", 4) is None
+    assert store.version("m1", "result", 2**70) is None
+    assert store.latest("m1", "\ud800") is None
     assert store.latest("m1", "other") is None
     assert store.latest("m2", "result") is None
 
