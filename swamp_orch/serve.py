@@ -24,7 +24,16 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from swamp_orch.definitions.repository import Repository
-from swamp_proto.errors import Broken, Conflict, ExitCode, RefusalCode, Refused, UsageError
+from swamp_proto.errors import (
+    Broken,
+    Conflict,
+    ExitCode,
+    RefusalCode,
+    Refused,
+    SwampError,
+    Unsupported,
+    UsageError,
+)
 from swamp_proto.limits import (
     CLIENT_BODY_MAX,
     CONCURRENT_RUNS_MAX_DEFAULT,
@@ -44,6 +53,12 @@ if TYPE_CHECKING:
 GIL_SLICE_S: Final = 0.0005  # the writer thread must not wait 5 ms for the interpreter after each fsync
 GC_THRESHOLDS: Final = (20_000, 20, 100)
 """Values die by their reference counts; cycles are few. The default looks for them every 700 allocations."""
+COLLECT_EVERY_S: Final = 3_600.0
+LOCK_TRIES_S: Final = (
+    0.02,
+    0.05,
+    0.1,
+)  # a client may hold the lock for an instant, to see whether somebody serves
 BACKLOG: Final = 1_024
 
 
@@ -137,14 +152,19 @@ def _only_serve(repository: Repository) -> Iterator[None]:
     repository.state.mkdir(mode=0o700, exist_ok=True)
     handle = os.open(repository.serve_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        for pause_s in (*LOCK_TRIES_S, None):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if pause_s is not None:
+                    time.sleep(pause_s)
+        else:
             raise Conflict(
                 f"an orchestrator is already running for {repository.root}{_holder(repository)}",
                 hint="stop it first (Ctrl-C in its terminal), or use it: every swamp command in this repository finds it",
                 code="already_running",
-            ) from None
+            )
         yield
     finally:
         os.close(handle)
@@ -230,6 +250,10 @@ def run_serve(options: ServeOptions) -> int:
         )
     if (options.tls_cert is None) != (options.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
+    if options.webhooks:
+        raise Unsupported(
+            "webhooks are not served by this version of swamp", hint="start it without --webhook"
+        )
     sys.setswitchinterval(GIL_SLICE_S)
     gc.set_threshold(*GC_THRESHOLDS)
     with _only_serve(options.repository):
@@ -320,6 +344,7 @@ class _Daemon:
             async with trio.open_nursery() as nursery:
                 await self._open_doors(nursery, gateway, stop)
                 nursery.start_soon(desk.watch_tokens)
+                nursery.start_soon(self._collect)
                 await parts.reconcile()
                 self._announce()
                 gc.collect()
@@ -395,6 +420,22 @@ class _Daemon:
                 "use --tls-cert and --tls-key, or a proxy that ends TLS",
                 host=self._host,
             )
+
+    async def _collect(self) -> None:
+        """Retention and lifetimes, enforced now and then (`swamp data gc` does the same at once)."""
+        import trio
+
+        from swamp_orch.store.collector import collect
+
+        while True:
+            await trio.sleep(COLLECT_EVERY_S)
+            try:
+                found = await trio.to_thread.run_sync(collect, self._store, wall_ms())
+            except SwampError as error:
+                self._report.warning("collector stopped early", error=str(error))
+                continue
+            if found.versions:
+                self._report.info("collected", versions=found.versions, bytes=found.bytes)
 
     def _status(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "url": self.url, "version": SWAMP_VERSION, "ready": self._ready}

@@ -5,7 +5,6 @@ It opens one nursery for its runs; leaving `open` waits for them or cancels them
 """
 
 import os
-import socket
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -19,6 +18,7 @@ from swamp_orch.engine.feed import RunFeed
 from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.orders import Order, Orders
+from swamp_orch.engine.owners import process_identity
 from swamp_orch.engine.placing import Placing, Slot
 from swamp_orch.engine.runs import Run, RunRequest
 from swamp_orch.engine.steps import StepState
@@ -30,21 +30,6 @@ from swamp_worker.execution.interface import Executor
 
 ENDED_RUNS_KEPT: Final = 64  # feeds of ended runs that can still be attached to in full
 LOOPBACK_SLOTS: Final = max(4, 2 * (os.cpu_count() or 1))
-
-
-def process_identity() -> dict[str, Any]:
-    """Who runs something: host, boot id, pid and its start tell a live owner from a dead one."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123 - procfs
-            boot = file.read().strip()
-    except OSError:
-        boot = ""
-    try:
-        with open("/proc/self/stat", encoding="ascii") as file:  # noqa: PTH123 - procfs
-            started = file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        started = ""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "bootId": boot, "started": started}
 
 
 class Reporter(Protocol):

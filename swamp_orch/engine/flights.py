@@ -421,6 +421,7 @@ class Flights:
     def close(self, flight: Flight) -> None:
         """The step's task is done with it."""
         self._flights.pop(flight.dispatch, None)
+        self._verdicts.pop(flight.dispatch, None)
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def worker_joined(

@@ -11,9 +11,7 @@ It runs once, when the listener is open and before anything is granted.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -21,8 +19,9 @@ import trio
 
 from swamp_orch.core.lease_values import Lease
 from swamp_orch.core.runplan import StepKey
-from swamp_orch.engine.engine import Engine, process_identity
+from swamp_orch.engine.engine import Engine
 from swamp_orch.engine.orders import Orders
+from swamp_orch.engine.owners import is_alive, process_identity
 from swamp_orch.engine.placing import Placing
 from swamp_orch.store.bookkeeping import LEASES_ID, WORKFLOW_RUN, iso
 from swamp_orch.store.bookkeeping import lease_record as lease_name
@@ -157,28 +156,3 @@ class Recovery:
             await commit(self._store, Batch((record,)))
         except Conflict:
             return  # somebody else decided about it
-
-
-def is_alive(owner: Mapping[str, Any]) -> bool:
-    """Whether the process that owns a run still lives. The caller holds the serve lock, so no other serve does; a process of
-    another machine can not be seen, and is left alone."""
-    here = process_identity()
-    if owner["host"] != here["host"]:
-        return True
-    if owner.get("kind") == "serve" or owner["bootId"] != here["bootId"]:
-        return False
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return started_at(owner["pid"]) == owner.get("started")
-
-
-def started_at(pid: int) -> str:
-    """When a process began, in the kernel's words: tells a process from a later one with the same pid. Empty if unknown."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""

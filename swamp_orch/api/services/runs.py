@@ -5,15 +5,26 @@ here works on the records alone, in any process.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from swamp_orch.definitions.repository import Repository
-from swamp_orch.store.bookkeeping import INFRASTRUCTURE_TYPES, RUN_RECORD, WORKFLOW_RUN, from_iso
-from swamp_orch.store.interface import Comparison, Record, Selection, Store, Term
+from swamp_orch.engine.owners import is_alive
+from swamp_orch.engine.records import run_record
+from swamp_orch.store.bookkeeping import (
+    INFRASTRUCTURE_TYPES,
+    RUN_RECORD,
+    STEP_LEASE,
+    WORKFLOW_RUN,
+    from_iso,
+    iso,
+)
+from swamp_orch.store.interface import Batch, Comparison, Record, Selection, Store, Term
 from swamp_proto.errors import NotFound
 
 LIST_LIMIT: Final = 50
+LATE_MS: Final = 5_000  # past a deadline by more than this
 PREFIX_LENGTH_MIN: Final = 8  # of a run's or execution's id
 
 
@@ -27,6 +38,7 @@ class RunService:
             "run.get": lambda parameters: self.document(parameters["runId"]),
             "run.list": self._list,
             "run.logs": self._logs,
+            "run.doctor": self._doctor,
             "output.get": lambda parameters: self._output(self._execution(parameters["id"])),
             "output.search": self._outputs,
             "output.logs": self._output_logs,
@@ -100,6 +112,54 @@ class RunService:
                 for line in text.splitlines()
             ]
         return {"runId": run.model_id, "lines": _tail(lines, parameters), "lineCount": len(lines)}
+
+    def _doctor(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What is past its deadline or has nobody behind it. `fix` ends runs whose owner is dead; a starting orchestrator
+        would take them over instead."""
+        findings = [self._orphan(record, bool(parameters.get("fix"))) for record in self._orphans()]
+        now_ms = time.time_ns() // 1_000_000
+        terms = (
+            Term("modelType", Comparison.EQ, (STEP_LEASE,)),
+            Term("attributes.state", Comparison.EQ, ("active",)),
+        )
+        for record in self._store.select(Selection(terms)):
+            lease = self._read(record)
+            if "deadlineAt" in lease and from_iso(lease["deadlineAt"]) + LATE_MS < now_ms:
+                problem = f"its deadline was {lease['deadlineAt']}; it ends when the orchestrator runs"
+                findings.append(
+                    {"kind": "lease", "id": lease["leaseId"], "state": lease["phase"], "problem": problem}
+                )
+        return {"findings": findings}
+
+    def _orphans(self) -> list[Record]:
+        terms = (
+            Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
+            Term("specName", Comparison.EQ, ("run",)),
+            Term("attributes.status", Comparison.EQ, ("running",)),
+        )
+        return [
+            record
+            for record in self._store.select(Selection(terms))
+            if not is_alive(self._read(record)["owner"])
+        ]
+
+    def _orphan(self, record: Record, fix: bool) -> dict[str, Any]:
+        attributes = self._read(record)
+        owner = attributes["owner"]
+        problem = f"the process that ran it is gone (pid {owner['pid']} on {owner['host']})"
+        found = {"kind": "run", "id": record.model_id, "state": "running", "problem": problem, "fixed": False}
+        if fix:
+            ended = {
+                **attributes,
+                "status": "failed",
+                "error": problem,
+                "endedAt": iso(time.time_ns() // 1_000_000),
+            }
+            self._store.commit(
+                Batch((run_record(record.model_id, record.model_name, ended, record.version),))
+            )
+            found["fixed"] = True
+        return found
 
     def _run(self, run_id: str) -> Record:
         record = self._store.latest(run_id, RUN_RECORD)
