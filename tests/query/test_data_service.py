@@ -13,7 +13,7 @@ import pytest
 from swamp_orch.api.services import data as data_service
 from swamp_orch.api.services.data import DataService
 from swamp_orch.definitions.repository import Repository, find, init
-from swamp_orch.store import collector
+from swamp_orch.store import retention
 from swamp_orch.store.bookkeeping import (
     LEASES_ID,
     LEASES_MODEL,
@@ -26,8 +26,8 @@ from swamp_orch.store.bookkeeping import (
     WORKFLOW_RUN,
     model_id,
 )
-from swamp_orch.store.collector import collect
 from swamp_orch.store.interface import Batch, Content, Kind, NewRecord, Owner, OwnerType, Store, json_content
+from swamp_orch.store.retention import collect
 from swamp_orch.store.sqlite import SqliteStore, open_store
 from swamp_proto.errors import Conflict, LocalError, NotFound, UsageError
 from swamp_proto.limits import (
@@ -390,12 +390,12 @@ def test_a_delete_wins_against_a_writer(
     [("30m", 30 / 1440), ("2h", 1 / 12), ("1d", 1), ("2w", 14), ("1mo", 30), ("1y", 365), ("0d", 0)],
 )
 def test_lifetimes(text: str, days: float) -> None:
-    assert collector.lifetime_ms(text) == round(days * DAY_MS)
+    assert retention.lifetime_ms(text) == round(days * DAY_MS)
 
 
 def test_what_is_no_duration_has_none() -> None:
     assert [
-        collector.lifetime_ms(text) for text in ("infinite", "ephemeral", "workflow", "1", "d", "-1d")
+        retention.lifetime_ms(text) for text in ("infinite", "ephemeral", "workflow", "1", "d", "-1d")
     ] == [None] * 6
 
 

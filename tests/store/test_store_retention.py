@@ -21,7 +21,7 @@ from swamp_orch.store.bookkeeping import (
 )
 from swamp_orch.store.interface import Batch, IdempotencyKey, NewRecord, Owner, Selection, Store, json_content
 from swamp_orch.store.memory import MemoryStore
-from swamp_orch.store.retention import collect, has_expired, lifetime_ms
+from swamp_orch.store.retention import Expired, Head, Reason, collect, lifetime_ms, verdict
 from swamp_orch.store.sqlite import open_store
 from swamp_proto.limits import BOOKKEEPING_ENDED_KEPT_S, BOOKKEEPING_VERSIONS_KEPT
 
@@ -73,11 +73,11 @@ def world(request: pytest.FixtureRequest, tmp_path: Path):  # type: ignore[no-un
 
 
 def test_durations() -> None:
-    assert [lifetime_ms(text) for text in ("1m", "2h", "30d", "1w", "1mo", "1y")] == [
-        60_000, 7_200_000, 30 * DAY_MS, 7 * DAY_MS, 30 * DAY_MS, 365 * DAY_MS,
+    assert [lifetime_ms(text) for text in ("1m", "2h", "30d", "1w", "1mo", "1y", "0d")] == [
+        60_000, 7_200_000, 30 * DAY_MS, 7 * DAY_MS, 30 * DAY_MS, 365 * DAY_MS, 0,
     ]  # fmt: skip
-    for text in ("0d", "", "d", "1", "-1d", "1.5h", "infinite", "workflow", "1d ", "٣d"):
-        assert text == "٣d" or lifetime_ms(text) is None, text
+    for text in ("", "d", "1", "-1d", "1.5h", "infinite", "workflow", "1d ", "٣d", "9999999999d"):
+        assert lifetime_ms(text) is None, text
 
 
 @given(
@@ -85,15 +85,20 @@ def test_durations() -> None:
     st.integers(0, 10**13),
     st.integers(0, 10**12),
     st.booleans(),
+    st.booleans(),
 )
-def test_what_expired_stays_expired(lifetime: str, created_ms: int, later_ms: int, gone: bool) -> None:
-    def expired(now_ms: int, run_gone: bool) -> bool:
-        return has_expired(lifetime, created_ms, "run", now_ms, lambda _: run_gone)
+def test_what_is_decided_stays_decided(
+    lifetime: str, created_ms: int, later_ms: int, over: bool, deleted: bool
+) -> None:
+    def decided(now_ms: int, run_over: bool) -> bool:
+        head = Head("t", 1, lifetime, created_ms, None, deleted, "run")
+        return verdict(head, now_ms, lambda _: run_over) is not None
 
-    if expired(created_ms + later_ms, gone):
-        assert expired(created_ms + 2 * later_ms, gone)
-        assert expired(created_ms + later_ms, True)
-    assert not expired(created_ms, False)
+    if decided(created_ms + later_ms, over):
+        assert decided(created_ms + 2 * later_ms, over)
+        assert decided(created_ms + later_ms, True)
+    if not deleted:
+        assert not decided(created_ms, False)
 
 
 def test_lifetimes(world: World) -> None:
@@ -101,28 +106,37 @@ def test_lifetimes(world: World) -> None:
         world.write(lifetime, lifetime=lifetime)
     world.now_ms += 10 * DAY_MS
     world.write("1mo", lifetime="1mo")
-    world.write("renewed", lifetime="1d")
-    report = collect(world.store, world.now_ms)
-    assert (report.versions, report.entries_expired, report.expired) == (1, 1, (("m", "1d"),))
-    assert report.size == len(b"null")
+    found = collect(world.store, world.now_ms)
+    assert found.expired == (Expired("m", "n", "1d", Reason.EXPIRED),)
+    assert (found.versions, found.bytes) == (1, len(b"null"))
     world.now_ms += 25 * DAY_MS
-    report = collect(world.store, world.now_ms)
-    assert report.expired == (("m", "renewed"),), "an older version that goes is not a name that goes"
-    assert world.left() == {"1mo": [2], "infinite": [1], "nonsense": [1]}
+    assert collect(world.store, world.now_ms).versions == 0, "it was renewed ten days later"
+    assert world.left() == {"1mo": [1, 2], "infinite": [1], "nonsense": [1]}
     world.write("1d", lifetime="1d", expect=0)
     assert world.left()["1d"] == [2], "its numbers do not come back"
 
 
 def test_data_of_a_run_goes_with_the_run(world: World) -> None:
-    world.write(RUN_RECORD, model_type=WORKFLOW_RUN, model_id="run-1")
+    run: dict[str, str] = {"model_type": WORKFLOW_RUN, "model_id": "run-1"}
+    world.write(RUN_RECORD, {"status": "running"}, **run)
     for lifetime in ("workflow", "job", "ephemeral", "0d"):
         world.write(lifetime, lifetime=lifetime, owner=Owner(run="run-1"))
-    world.write("of no run", lifetime="workflow")
+        world.write(f"lost {lifetime}", lifetime=lifetime, owner=Owner(run="run-2"))
     world.now_ms += 5_000 * DAY_MS
-    assert collect(world.store, world.now_ms).versions == 0
-    world.store.remove([("run-1", RUN_RECORD, 1)])
-    assert collect(world.store, world.now_ms).versions == 4
-    assert set(world.left()) == {"of no run"}
+    found = collect(world.store, world.now_ms)
+    assert {each.name for each in found.expired} == {"lost workflow", "lost job", "lost ephemeral", "lost 0d"}
+    world.write(RUN_RECORD, {"status": "succeeded", "endedAt": "x"}, **run)
+    assert {each.reason for each in collect(world.store, world.now_ms).expired} == {Reason.RUN_ENDED}
+    assert set(world.left()) == {RUN_RECORD}
+
+
+def test_deleted_names_go(world: World) -> None:
+    world.write("a")
+    world.write("a", deleted=True)
+    world.write("b", deleted=True)
+    world.write("b")
+    assert collect(world.store, world.now_ms).expired == (Expired("m", "n", "a", Reason.DELETED),)
+    assert world.left() == {"b": [1, 2]}
 
 
 def test_only_the_newest_versions_are_kept(world: World) -> None:
@@ -130,10 +144,9 @@ def test_only_the_newest_versions_are_kept(world: World) -> None:
         world.write("three", n, keep=3)
         world.write("all", n)
         world.write("none", n, keep=0)
-    world.store.remove([("m", "three", 4)])
-    report = collect(world.store, world.now_ms)
-    assert world.left() == {"three": [2, 3, 5], "all": [1, 2, 3, 4, 5], "none": [5]}
-    assert (report.versions, report.surplus, report.entries_expired) == (5, 5, 0)
+    found = collect(world.store, world.now_ms)
+    assert world.left() == {"three": [3, 4, 5], "all": [1, 2, 3, 4, 5], "none": [5]}
+    assert (found.versions, found.expired) == (6, ())
 
 
 def test_a_version_is_counted_once(world: World) -> None:
@@ -146,9 +159,9 @@ def test_a_version_is_counted_once(world: World) -> None:
 
 def test_bookkeeping_keeps_its_last_versions(world: World) -> None:
     for n in range(BOOKKEEPING_VERSIONS_KEPT + 5):
-        world.write("state-main", n, model_type=WORKER, lifetime="1m", keep=1)
+        world.write("state-main", n, model_type=WORKER, lifetime="1m")
     world.now_ms += 5_000 * DAY_MS
-    assert collect(world.store, world.now_ms).surplus == 5
+    assert collect(world.store, world.now_ms).versions == 5
     assert world.left() == {"state-main": list(range(6, BOOKKEEPING_VERSIONS_KEPT + 6))}
 
 
@@ -162,11 +175,14 @@ def test_ended_leases_and_queue_entries_go_after_a_week(world: World) -> None:
             model_name=PENDING_MODEL,
         )  # fmt: skip
     world.now_ms += WEEK_MS - 1
-    assert collect(world.store, world.now_ms).ended == 0
+    assert collect(world.store, world.now_ms).versions == 0
     world.lease("young", "failed")
     world.now_ms += 1
-    report = collect(world.store, world.now_ms)
-    assert (report.ended, report.versions) == (5, 5)
+    found = collect(world.store, world.now_ms)
+    assert {(each.name, each.reason) for each in found.expired} == {
+        ("lease-completed", Reason.ENDED), ("lease-write_then_drop", Reason.ENDED), ("pending-dispatched", Reason.ENDED),
+    }  # fmt: skip
+    assert found.versions == 5
     assert set(world.left()) == {"lease-active", "lease-young", "pending-waiting"}
     world.now_ms += 5_000 * DAY_MS
     collect(world.store, world.now_ms)
@@ -195,11 +211,6 @@ def test_a_dry_run_touches_nothing(world: World) -> None:
     dry = collect(world.store, world.now_ms, dry_run=True)
     assert world.left() == before
     done = collect(world.store, world.now_ms)
-    assert (dry.dry_run, done.dry_run) == (True, False)
-    assert (dry.versions, dry.entries_expired, dry.expired) == (
-        done.versions,
-        done.entries_expired,
-        done.expired,
-    )
+    assert (dry.versions, dry.bytes, dry.expired) == (done.versions, done.bytes, done.expired)
     assert done.versions == 300
     assert world.left() == {}

@@ -349,7 +349,7 @@ class DataService:
     def _gc(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """`{dataEntriesExpired, versionsDeleted, bytesReclaimed, dryRun, expiredEntries[{modelName, dataName,
         reason}]}`"""
-        from swamp_orch.store.collector import collect
+        from swamp_orch.store.retention import collect
 
         dry_run = bool(parameters.get("dryRun"))
         found = collect(self._store, time.time_ns() // 1_000_000, dry_run=dry_run)
