@@ -279,9 +279,8 @@ class Scheduler:
 
     def _catch_up(self, queue: _Queue) -> None:
         """Add what changed in the pool since this queue looked last."""
-        if queue.seen:
-            changed = self.pool.changed_since(queue.seen)
-        else:  # it never looked: what satisfies it is less than all that ever changed
+        changed: Iterable[tuple[str, Member]] = self.pool.changed_since(queue.seen)
+        if not queue.seen:  # it never looked: what satisfies it is less than all that ever changed
             changed = ((name, self.pool.member(name)) for name in queue.matching)
         for name, member in changed:
             free = member.free
