@@ -105,8 +105,8 @@ class LiveCalls:
         assert self._desk is not None
         active = {} if self._parts.placing is None else self._parts.placing.active()
         live = {
-            name: attrs.evolve(member.state, active=tuple(active.get(name, ())))
-            for name, member in self._desk.members.items()
+            name: attrs.evolve(state, active=tuple(active.get(name, ())))
+            for name, state in self._desk.states().items()
         }
         application = self._parts.application
         service = TokenService(

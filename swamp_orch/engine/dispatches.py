@@ -38,8 +38,19 @@ class WorkerDispatches:
     def worker_changed(self, member: "Member") -> None:
         self._placing.worker_changed(member)
 
-    def token_ended(self, member: "Member", why: RefusalCode) -> None:
-        self._flights.token_ended(member, why)
+    def enroll_queued(self, worker: str, instance: str) -> None:
+        """An enrollment waits for its verification: that is not held against what the worker holds."""
+        self._flights.enroll_queued(worker, instance)
+
+    def identity_busy(self, worker: str, instance: str, *, reaped: bool) -> float | None:
+        return self._flights.identity_busy(worker, instance, reaped=reaped)
+
+    def mints_at_work(self) -> frozenset[tuple[str, str]]:
+        """Token name and mint id of every lease that has not ended."""
+        return self._flights.mints_at_work()
+
+    def token_ended(self, mint_id: str, why: RefusalCode) -> None:
+        self._flights.token_ended(mint_id, why)
 
     async def finished(self, member: "Member", request: Request, finished: Finished) -> None:
         self._flights.finished(member, request, finished)

@@ -171,7 +171,7 @@ class Engine:
     async def _execute(self, run: Run) -> None:
         try:
             await run.execute()
-        except Exception as error:
+        except Exception as error:  # a fault in one run must not end the others
             self._reporter.fault("a run ended by a fault of swamp itself", error, run=run.id)
             await run.abort(f"swamp itself failed: {error!r}")
         finally:

@@ -452,8 +452,20 @@ class Flights:
     def worker_left(self, member: "Member") -> None:
         self._tell(core.LinkLost(member.state.name, member.state.link_epoch))
 
-    def token_ended(self, member: "Member", why: RefusalCode) -> None:
-        self._tell(core.TokenEnded(member.state.mint_id, why.value))
+    def token_ended(self, mint_id: str, why: RefusalCode) -> None:
+        self._tell(core.TokenEnded(mint_id, why.value))
+
+    def mints_at_work(self) -> frozenset[tuple[str, str]]:
+        """Token name and mint id of every lease whose step still waits for its end."""
+        return frozenset(
+            (flight.lease.token_name, flight.lease.mint_id)
+            for flight in self._flights.values()
+            if flight.lease.mint_id
+        )
+
+    def enroll_queued(self, worker: str, instance: str) -> None:
+        """This instance is at the door: its grace is paused, once."""
+        self._tell(core.EnrollQueued(worker, instance))
 
     def identity_busy(self, worker: str, instance: str, *, reaped: bool) -> float | None:
         """For how many seconds another process of this machine must wait, or None: it may enroll."""
