@@ -49,7 +49,12 @@ class _Disk:
     """What survives a crash."""
 
     epoch: str
-    log: list[Record] = attrs.field(factory=list)  # in order of seq; `content` None when it is a blob
+    log: dict[int, Record] = attrs.field(
+        factory=dict
+    )  # by seq, in its order; `content` None when it is a blob
+    names: dict[tuple[str, str], list[int]] = attrs.field(
+        factory=dict
+    )  # positions of the versions, oldest first
     seq: int = 0
     last: dict[tuple[str, str], int] = attrs.field(factory=dict)  # highest version ever used
     keys: dict[str, _Key] = attrs.field(factory=dict)
@@ -171,9 +176,10 @@ class MemoryStore:
         if content is not None and len(content) > INLINE_CONTENT_MAX:
             disk.blobs[new.content.sha256] = content
             content = None
-        for at, old in enumerate(disk.log):
-            if (old.model_id, old.name) == name and old.is_latest:
-                disk.log[at] = attrs.evolve(old, is_latest=False)
+        positions = disk.names.setdefault(name, [])
+        if positions:
+            disk.log[positions[-1]] = attrs.evolve(disk.log[positions[-1]], is_latest=False)
+        positions.append(disk.seq)
         record = Record(
             seq=disk.seq, id=str(uuid.uuid5(uuid.UUID(disk.epoch), str(disk.ids))), model_type=new.model_type,
             model_id=new.model_id, model_name=new.model_name, name=new.name, version=version, spec=new.spec, kind=new.kind,
@@ -181,7 +187,7 @@ class MemoryStore:
             owner=new.owner, outcome=new.outcome, deleted=new.deleted, is_latest=True, size=new.content.size,
             sha256=new.content.sha256, created_ms=now_ms, content=content,
         )  # fmt: skip
-        disk.log.append(record)
+        disk.log[record.seq] = record
         return Appended(record.id, version, record.seq, now_ms)
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -244,7 +250,9 @@ class MemoryStore:
     ) -> Iterator[Record]:
         self._alive()
         selection = checked(selection)
-        log = list(reversed(self._disk.log)) if newest_first else list(self._disk.log)
+        log = list(self._disk.log.values())
+        if newest_first:
+            log.reverse()
         return self._filtered(log, selection, after, limit, newest_first)
 
     def _filtered(
@@ -298,11 +306,11 @@ class MemoryStore:
         return record.content if record.content is not None else self._disk.blobs[record.sha256]
 
     def _named(self, model_id: str, name: str) -> list[Record]:
-        return [record for record in self._disk.log if record.name == name and record.model_id == model_id]
+        return [self._disk.log[seq] for seq in self._disk.names.get((model_id, name), ())]
 
     def _latest(self, model_id: str, name: str) -> Record | None:
-        named = self._named(model_id, name)
-        return named[-1] if named else None
+        positions = self._disk.names.get((model_id, name))
+        return self._disk.log[positions[-1]] if positions else None
 
     def _alive(self) -> None:
         if self._gone:
@@ -319,10 +327,11 @@ class MemoryStore:
             if gone is None:
                 continue
             removed += 1
-            disk.log = [record for record in disk.log if record.seq != gone.seq]
+            del disk.log[gone.seq]
+            disk.names[model_id, name].remove(gone.seq)
             rest = self._latest(model_id, name)
             if rest is not None and not rest.is_latest:
-                disk.log[disk.log.index(rest)] = attrs.evolve(rest, is_latest=True)
+                disk.log[rest.seq] = attrs.evolve(rest, is_latest=True)
             if rest is None and gone.model_type in ONE_SHOT_TYPES:
                 del disk.last[model_id, name]
             if rest is None and gone.model_type == STEP_LEASE:
@@ -340,7 +349,7 @@ class MemoryStore:
     def collect_blobs(self) -> int:
         """Blobs staged since the last collection are kept: somebody may be about to name them."""
         disk = self._disk
-        named = {record.sha256 for record in disk.log if record.content is None} | disk.fresh
+        named = {record.sha256 for record in disk.log.values() if record.content is None} | disk.fresh
         gone = [sha256 for sha256 in disk.blobs if sha256 not in named]
         disk.fresh.clear()
         return sum(len(disk.blobs.pop(sha256)) for sha256 in gone)
