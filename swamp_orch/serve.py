@@ -38,6 +38,7 @@ from swamp_proto.limits import (
     CLIENT_BODY_MAX,
     CONCURRENT_RUNS_MAX_DEFAULT,
     CONTROL_FRAME_MAX,
+    ENROLL_DEADLINE_S,
     GRACE_S_DEFAULT,
     Tempo,
 )
@@ -306,6 +307,7 @@ class _Daemon:
         import trio
 
         from swamp_orch.api.application import Application, LiveApplication
+        from swamp_orch.api.services.tokens import TokenService
         from swamp_orch.engine.assembly import assemble
         from swamp_orch.gateway.asgi import Gateway
         from swamp_orch.gateway.control import ControlDesk
@@ -331,6 +333,7 @@ class _Daemon:
                 repository_id=repository.repo_id,
                 tempo=tempo,
                 clock_ms=wall_ms,
+                expire_due=TokenService(repository, self._store, application.vaults).expire_due,
             )
             live = LiveApplication(application, parts.live(desk, self._status))
             gateway = Gateway(
@@ -378,7 +381,8 @@ class _Daemon:
         config.accesslog = None
         config.errorlog = None
         config.backlog = BACKLOG
-        config.keep_alive_timeout = 3_600
+        # Counts only while a connection has no request and no WebSocket: a stranger who says nothing is sent away with it.
+        config.keep_alive_timeout = ENROLL_DEADLINE_S
         config.keep_alive_max_requests = 1_000_000_000
         config.websocket_max_message_size = CONTROL_FRAME_MAX
         config.wsgi_max_body_size = CLIENT_BODY_MAX
@@ -425,7 +429,7 @@ class _Daemon:
         """Retention and lifetimes, enforced now and then (`swamp data gc` does the same at once)."""
         import trio
 
-        from swamp_orch.store.collector import collect
+        from swamp_orch.store.retention import collect
 
         while True:
             await trio.sleep(COLLECT_EVERY_S)

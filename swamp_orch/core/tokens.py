@@ -201,6 +201,13 @@ def effective_state(token: Token, now_ms: int) -> TokenState:
     return token.state
 
 
+def mint_over(token: Token | None, mint_id: str, now_ms: int) -> RefusalCode | None:
+    """Why what was admitted under `mint_id` must end, given the token of that name as it is now; None: it lives on."""
+    if token is None or token.mint_id != mint_id or token.state is TokenState.REVOKED:
+        return RefusalCode.REVOKED
+    return RefusalCode.EXPIRED if effective_state(token, now_ms) is TokenState.EXPIRED else None
+
+
 def split_token(text: str) -> tuple[TokenName, str] | None:
     """`<name>.<secret>` at the first dot; None when it does not have that form."""
     name, dot, secret = text.partition(".")

@@ -18,8 +18,8 @@ from swamp_proto.errors import (
     Broken,
     Conflict,
     LocalError,
+    MalformedMessage,
     NotFound,
-    RefusalCode,
     SwampError,
     UsageError,
 )
@@ -72,7 +72,7 @@ class AsgiPipe:
             raise Broken("the worker's socket closed")
         data: bytes | None = message.get("bytes")
         if data is None:
-            raise LocalError("a text message on the control link", code=RefusalCode.MALFORMED.value)
+            raise MalformedMessage("$", "a text message; frames are binary")
         return data
 
     async def aclose(self) -> None:

@@ -94,11 +94,13 @@ class Link:
         self._put, self._take = trio.open_memory_channel[bytes](OUTBOX_FRAMES_MAX)
         self._scope = trio.CancelScope()
         self.frames_read = 0  # grows with everything heard; silence is judged by it
+        self.heard_s = trio.current_time()
         self.closed = False
 
     async def first(self) -> Request:
         """The first frame, which must be a request. Raises like `run`."""
         frame = self._decode(await self._pipe.receive(), ENROLL_FRAME_MAX)
+        self.heard_s = trio.current_time()
         if not isinstance(frame, Request):
             raise UnlawfulMessage("the first frame must be worker.enroll")
         return frame
@@ -122,6 +124,7 @@ class Link:
         while True:
             frame = self._decode(await self._pipe.receive())
             self.frames_read += 1
+            self.heard_s = trio.current_time()
             match frame:
                 case Response() | Failure():
                     answer = self._asked.pop(frame.id, None)

@@ -31,6 +31,11 @@ def read_token(store: Store, name: str) -> Token | None:
     return None if record is None else _parsed(store, record, Token.from_attributes)
 
 
+def parse_token(store: Store, record: Record) -> Token:
+    """The token that a record of its type says. Raises Broken, naming the record."""
+    return _parsed(store, record, Token.from_attributes)
+
+
 def read_tokens(store: Store) -> list[Token]:
     """All tokens, by name."""
     return sorted(_all(store, ENROLLMENT_TOKEN, Token.from_attributes), key=lambda token: token.name)
