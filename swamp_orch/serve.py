@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from swamp_orch.engine.engine import Engine
     from swamp_orch.gateway.control import ControlDesk
 
-GIL_SLICE_S: Final = 0.0005  # the writer thread must not wait 5 ms for the interpreter after each fsync
+GIL_SLICE_S: Final = 0.0001  # the writer thread must not wait 5 ms for the interpreter at every call into SQLite
 GC_THRESHOLDS: Final = (20_000, 20, 100)
 """Values die by their reference counts; cycles are few. The default looks for them every 700 allocations."""
 COLLECT_EVERY_S: Final = 3_600.0
