@@ -8,6 +8,7 @@ A mark is an HTML comment on the line before a fenced block (blank lines may sta
 | `<!-- run: exit N -->` | the same, and the (last) command ends with exit code N |
 | `<!-- run: background NAME -->` | its one command is started and stays; it prints the lines that stand there |
 | `<!-- run: interrupt NAME -->` | a block that begins with `^C`: NAME gets SIGINT, prints these lines, ends with 0 |
+| `<!-- run: ends NAME N -->` | a ```text block: NAME ends by itself with exit code N, having printed these lines |
 | `<!-- run: said by NAME -->` | a ```text block: what NAME prints meanwhile |
 | `<!-- run: file PATH -->` | the block's text is written to PATH |
 | `<!-- skip: REASON -->` | a block that is not executed, and why |

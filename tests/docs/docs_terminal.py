@@ -30,14 +30,16 @@ HOME: Final = "/home/you"
 
 VOLATILE: Final[tuple[tuple[str, str], ...]] = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", "<instant>"),
+    (r"(?m)(?<=<instant>  )<?\d+[sm]$", "<age>"),
     (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "<uuid>"),
     (r"\b[0-9a-f]{64}\b", "<secret>"),
     (r"(?<=dispatch=)[0-9a-f]{8}\b|(?<=Dispatch )[0-9a-f]{8}(?=:)", "<id>"),
     (r"(?<=in )\d+(\.\d+)?(ms|s)\b", "<duration>"),
     (r"(?<=Reconnecting in )\d+\.\d+s", "<duration>"),
+    (r"\bpid \d+ on [\w.-]+", "<pid> on <host>"),
     (r"\bpid[= ]\d+", "<pid>"),
     (r"\bhost=\S+", "<host>"),
-    (r"(?<= on )[\w.-]+(?= \(pid )", "<host>"),
+    (r"(?<= from host )[\w.-]+(?=, pid)", "<host>"),
     (r"\b(linux|darwin)/\w+ *", "<platform>"),
     (r"\bswamp \d+\.\d+\.\d+\b", "swamp <version>"),
     # The size of swamp's own records, which name the host and more that differs: last column of a table of records.
@@ -157,6 +159,9 @@ class Terminal:
             self._start(block, rest)
         elif word == "interrupt":
             self._interrupt(block, rest)
+        elif word == "ends":
+            name, _, code = rest.partition(" ")
+            self._end(block, name, int(code), block.text)
         elif word == "said":
             name = rest.removeprefix("by ")
             self._compare(block, block.text, self._background[name].take(block.text.count("\n")))
@@ -205,16 +210,19 @@ class Terminal:
 
     def _interrupt(self, block: Block, name: str) -> None:
         assert block.text.startswith("^C\n"), f"{block.place}: an interrupted block begins with ^C"
-        wanted = block.text.removeprefix("^C\n")
-        stopped = self._background[name]
-        stopped.process.send_signal(signal.SIGINT)
-        said = stopped.take(wanted.count("\n"))
-        stopped.process.wait(DEADLINE_S)
-        stopped.end()
-        self._compare(block, wanted, said + "".join(stopped.lines[stopped.told :]))
-        assert stopped.process.returncode == 0, (
-            f"{block.place}: {name} ended with {stopped.process.returncode}"
-        )
+        self._background[name].process.send_signal(signal.SIGINT)
+        self._end(block, name, 0, block.text.removeprefix("^C\n"))
+
+    def _end(self, block: Block, name: str, code: int, wanted: str) -> None:
+        """NAME ends, and `wanted` is the last it prints. What it said before may be left out of a page."""
+        ending = self._background.pop(name)
+        try:
+            ended = ending.process.wait(DEADLINE_S)
+        finally:
+            ending.end()
+        said = ending.lines[ending.told :]
+        self._compare(block, wanted, "".join(said[-wanted.count("\n") :]))
+        assert ended == code, f"{block.place}: {name} ended with {ended}"
 
     def _spawning(self) -> dict[str, Any]:
         return {
@@ -238,7 +246,7 @@ class Terminal:
     def _there(self, text: str) -> str:
         """What was printed here, as the page says it."""
         text = text.replace(str(self._home), HOME).replace(str(self._temporary), "/tmp")
-        return re.sub(rf"(?<=:){self._port}\b", "9090", text)
+        return re.sub(rf"(?<=[: ]){self._port}\b", "9090", text)
 
     def _compare(self, block: Block, page: str, printed: str) -> None:
         tokens = re.findall(r"^ {2}([a-z0-9_-]+\.[0-9a-f]{64})$", printed, re.MULTILINE)
@@ -247,6 +255,9 @@ class Terminal:
         wanted, got = settled(page), settled(self._there(printed))
         if wanted != got:
             shown = difflib.unified_diff(
-                wanted.splitlines(), got.splitlines(), "the page", "what was printed", lineterm=""
+                wanted.splitlines(keepends=True),
+                got.splitlines(keepends=True),
+                "the page",
+                "what was printed",
             )
-            raise AssertionError("\n".join((f"{block.place} is not true", *shown)))
+            raise AssertionError("".join((f"{block.place} is not true\n", *shown)))

@@ -84,7 +84,7 @@ def test_a_long_command_goes_on_after_a_backslash() -> None:
 
 def test_what_is_left_running_is_ended() -> None:
     with Terminal() as terminal:
-        terminal.perform(_block("$ sh -c 'echo $$; exec sleep 600' | sed 's/^.*$/up/'\nup\n", "background b"))
+        terminal.perform(_block("$ sh -c 'echo up; sleep 600; true'\nup\n", "background b"))
         group = terminal._background["b"].process.pid
     found = subprocess.run(
         ["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True, check=False
