@@ -149,11 +149,13 @@ class Stalled:
 
 @attrs.frozen
 class LeaseFound:
-    """A lease read from the store at start, once the listener is ready: an active one, or an ended one whose
-    step has not ended. `loopback_dead`: the predecessor's keeper has killed what it ran."""
+    """A lease read from the store at start, once the listener is ready: an active one, an ended one whose step has not
+    ended, or (`step_ended`) one whose step has, while its execution may still live: then it is only waited for.
+    `loopback_dead`: the predecessor's keeper has killed what it ran."""
 
     lease: Lease
     loopback_dead: bool = True
+    step_ended: bool = False
 
 
 Event = (

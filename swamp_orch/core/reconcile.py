@@ -9,6 +9,9 @@ Rules that hold here (SEMANTICS §2, §8):
 3. An ended lease whose step has not ended: what its end means is said again. Its step is placed again when the
    execution is known dead; a holder whose link was up at the end may have lived until just now.
 
+4. An ended lease whose step has ended too, and whose execution may still live, is only waited for: until then another
+   process of that machine is told `identity_busy`.
+
 Which steps have not ended is for the caller to know; it tells of every such lease once (`LeaseFound`).
 """
 
@@ -30,7 +33,7 @@ class Reconciling(Ends):
     def _found(self, event: LeaseFound) -> Iterator[Effect]:
         lease = event.lease
         if not lease.active:
-            yield from self._found_ended(lease)
+            yield from self._found_ended(lease, step_ended=event.step_ended)
             return
         stage = Stage(lease.phase.value)
         if lease.worker is None:
@@ -65,7 +68,7 @@ class Reconciling(Ends):
         )
         yield from self._save(entry)
 
-    def _found_ended(self, lease: Lease) -> Iterator[Effect]:
+    def _found_ended(self, lease: Lease, *, step_ended: bool) -> Iterator[Effect]:
         """The end is durable, but its step does not know: say it again; once its execution is dead, if it
         matters.
         """
@@ -80,7 +83,9 @@ class Reconciling(Ends):
         entry.dead = lease.empty_ms is not None or left_s <= 0
         left = 0 if lease.empty_ms is not None else None
         ends_by = None if entry.dead else self._wall(entry.replace_s)
-        if lease.state is LeaseState.EXPIRED:
+        if step_ended:
+            pass
+        elif lease.state is LeaseState.EXPIRED:
             entry.requeue = self._requeue(lease)
         elif lease.cancel_kind is not None and lease.state is LeaseState.CANCELLED:
             yield EndStep(lease, lease.cancel_kind, lease.cancel_reason, left, ends_by)

@@ -456,6 +456,16 @@ def test_an_end_that_nobody_heard_of_is_said_again() -> None:
     assert kinds(known_dead.tell(LeaseFound(known_dead.lease))) == [FreeSlot, RequeueStep]
 
 
+def test_what_may_still_live_is_waited_for_although_its_step_has_ended() -> None:
+    story = Story(
+        granted=False, state=LeaseState.CANCELLED, reason=EndReason.CANCELLED, replace_ms=NOON + 1_000
+    )
+    assert story.tell(LeaseFound(story.lease, step_ended=True)) == []
+    assert story.leases.busy_until("w", "i2", False) == story.now_s + G
+    assert kinds(story.later(G)) == [FreeSlot]
+    assert story.leases.busy_until("w", "i2", False) is None
+
+
 # ── the record ──────────────────────────────────────────────────────────────────────────────────────────────────────
 def test_a_lease_is_read_back_as_it_was_written() -> None:
     for story in (Story().running().wrote().lost(), Story(worker=None, link=0)):

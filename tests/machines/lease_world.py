@@ -475,7 +475,12 @@ class World:
         self.leases = self.core.Leases()
         current = {step.current for step in self.steps.values() if step.done is None and step.current}
         found = [lease for name, lease in self.durable.items() if name in current]
-        self.slots = {lease.dispatch: lease.worker for lease in found}
+        waited_for = [
+            lease
+            for name, lease in self.durable.items()
+            if name not in current and not lease.active and not lease.completed and lease.empty_ms is None
+        ]
+        self.slots = {lease.dispatch: lease.worker for lease in (*found, *waited_for)}
         for step in self.steps.values():
             if step.current is not None and step.done is None:
                 step.waiting = False
@@ -483,6 +488,8 @@ class World:
             again = Lease.from_attributes(lease.to_attributes(), lease.version)
             assert again == lease, "the record does not say everything"
             self.tell(self.core.LeaseFound(again, loopback_dead=True))
+        for lease in waited_for:
+            self.tell(self.core.LeaseFound(lease, step_ended=True))
 
     def stall(self, seconds: float) -> None:
         """The orchestrator stood still: nobody else did."""
