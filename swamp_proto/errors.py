@@ -86,13 +86,22 @@ class SwampError(Exception):
     """Base of everything a user may see. `str(error)` is the message; `hint` the next thing to type."""
 
     code: ClassVar[str] = "error"
-    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+    exit_code: ExitCode = ExitCode.FAILED
 
-    def __init__(self, message: str, *, hint: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        code: str | None = None,
+        exit_code: ExitCode | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.error_code = code or type(self).code
+        if exit_code is not None:
+            self.exit_code = exit_code
 
     def document(self) -> dict[str, str]:
         """The `--json` form: `{"error", "code", "hint"?}`."""

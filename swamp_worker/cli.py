@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import click
 
-from swamp_proto.errors import UsageError
+from swamp_proto.errors import ExitCode, RefusalCode, UsageError
 from swamp_proto.limits import CAPACITY_MAX, LABEL_LENGTH_MAX, LABELS_MAX, TOKEN_LENGTH_MAX
 
 if TYPE_CHECKING:
@@ -281,6 +281,8 @@ def _token(given: Mapping[str, Any], environ: Mapping[str, str]) -> str:
         raise UsageError(
             "the enrollment token must have the form <name>.<secret>",
             hint="pass the whole line that swamp worker token create printed",
+            code=RefusalCode.INVALID_TOKEN.value,
+            exit_code=ExitCode.INVALID_TOKEN,  # the orchestrator would say the same
         )
     return token
 

@@ -8,6 +8,7 @@ lives and accepts work. Host and Origin are checked everywhere: a web page must 
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
 import trio
@@ -204,7 +205,12 @@ def _host(value: str) -> str:
 
 
 def _is_loopback(host: str) -> bool:
-    return host.lower() in ("localhost", "::1", "") or host.startswith("127.")
+    if host.lower() in ("localhost", ""):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, such as one that only begins like an address
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -166,7 +166,7 @@ class Enrollment:
                 old = current.state
                 raise Refused(
                     RefusalCode.ALREADY_CONNECTED,
-                    f"already_connected: worker '{name}' is connected from host {old.host}, pid {old.pid}, "
+                    f"Worker '{name}' is already connected (already_connected): host {old.host}, pid {old.pid}, "
                     f"since {iso(old.enrolled_ms)}",
                 )
             current.end()
@@ -179,7 +179,7 @@ class Enrollment:
         if wait_s is not None:
             raise Refused(
                 RefusalCode.IDENTITY_BUSY,
-                f"identity_busy: an earlier process of worker '{name}' may still run its steps",
+                f"an earlier process of worker '{name}' may still run its steps",
                 retry_after_s=max(BUSY_S_MIN, wait_s),
             )
         return proof
