@@ -39,7 +39,7 @@ VOLATILE: Final[tuple[tuple[str, str], ...]] = (
     (r"\bpid \d+ on [\w.-]+", "<pid> on <host>"),
     (r"\bpid[= ]\d+", "<pid>"),
     (r"\bhost=\S+", "<host>"),
-    (r"(?<= from host )[\w.-]+(?=, pid)", "<host>"),
+    (r"(?<= host )[\w.-]+(?=, pid)", "<host>"),
     (r"\b(linux|darwin)/\w+ *", "<platform>"),
     (r"\bswamp \d+\.\d+\.\d+\b", "swamp <version>"),
     # The size of swamp's own records, which name the host and more that differs: last column of a table of records.

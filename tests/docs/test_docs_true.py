@@ -72,6 +72,23 @@ def _defined(module: str) -> set[str]:
     return found
 
 
+def test_every_task_that_is_named_exists() -> None:
+    """`Class.method` in the task trees of the architecture."""
+    trees = "".join(block.text for block in PAGES["docs/architecture.md"].blocks)
+    named = set(re.findall(r"\b([A-Z]\w+)\.([a-z_]+)\b", trees))
+    methods = {
+        (node.name, member.name)
+        for package in PACKAGES
+        for path in (PROJECT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for member in node.body
+        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert named
+    assert named - methods == set()
+
+
 def test_every_package_is_in_the_map() -> None:
     """Every package of the project, two levels deep, has its row in the architecture."""
     there = {
