@@ -210,6 +210,25 @@ def _listen(options: ServeOptions) -> socket.socket:
     return listener
 
 
+def _check_tls(cert: Path, key: Path) -> None:
+    """Files that can not be served with are said before anything is opened."""
+    import ssl
+
+    for flag, path in (("--tls-cert", cert), ("--tls-key", key)):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise UsageError(f"cannot read {flag} {path}: {error.strerror}") from None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        said = error.reason or "they are not PEM files"
+        raise UsageError(
+            f"cannot serve with --tls-cert {cert} and --tls-key {key}: {said.replace('_', ' ').lower()}",
+            hint="both are PEM files: the certificate with its chain, and the key that belongs to it",
+        ) from None
+
+
 def _listen_privately(repository: Repository) -> tuple[socket.socket, Path]:
     """The unix socket, created 0600: whoever can open it owns the repository's state anyway."""
     repository.prepare_socket_folder()
@@ -251,6 +270,8 @@ def run_serve(options: ServeOptions) -> int:
         )
     if (options.tls_cert is None) != (options.tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together")
+    if options.tls_cert is not None and options.tls_key is not None:
+        _check_tls(options.tls_cert, options.tls_key)
     if options.webhooks:
         raise Unsupported(
             "webhooks are not served by this version of swamp", hint="start it without --webhook"
