@@ -21,6 +21,7 @@ from swamp_orch.engine.orders import Orders
 from swamp_orch.engine.placing import Placing
 from swamp_orch.engine.recovery import Recovery
 from swamp_orch.expressions.secret import SecretRef
+from swamp_orch.store.trio_store import loop_commits
 from swamp_proto.environment import snapshot
 from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, Tempo
 from swamp_worker.execution.executor import StepExecutor
@@ -177,7 +178,7 @@ async def assemble(
             concurrent_runs_max=concurrent_runs_max,
         )
         dispatches = WorkerDispatches(flights, placing, reporter) if placing is not None else None
-        async with trio.open_nursery() as nursery:
+        async with loop_commits(store), trio.open_nursery() as nursery:
             await nursery.start(flights.watch)
             if placing is not None:
                 nursery.start_soon(placing.watch)

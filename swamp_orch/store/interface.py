@@ -19,7 +19,7 @@ The interface is synchronous and thread-safe; `submit` queues for group commit a
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from enum import Enum
+from enum import StrEnum
 from hashlib import sha256
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -28,7 +28,7 @@ import attrs
 from swamp_proto.errors import SwampError
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """`dataType` in queries: what sort of thing a record is."""
 
     RESOURCE = "resource"  # JSON
@@ -36,7 +36,7 @@ class Kind(str, Enum):
     REPORT = "report"
 
 
-class OwnerType(str, Enum):
+class OwnerType(StrEnum):
     MODEL_METHOD = "model-method"
     WORKFLOW_STEP = "workflow-step"
     MANUAL = "manual"
@@ -173,7 +173,7 @@ Answered = Callable[[Committed | SwampError], Callable[[], None] | None]
 several return the same: a place to wake whoever waits for many."""
 
 
-class Comparison(str, Enum):
+class Comparison(StrEnum):
     EQ = "="
     NE = "!="
     LT = "<"

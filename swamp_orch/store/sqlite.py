@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import attrs
 
@@ -58,6 +58,12 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+SLOW_COMMIT_S: Final = 0.02
+"""A commit in the loop's thread that took longer sends the next ones to the writer thread …"""
+SLOW_FOR_S: Final = 1.0
+"""… for this long."""
+
+
 def open_store(folder: Path, *, clock: Clock | None = None, thread: bool = True) -> "SqliteStore":
     """The store in `folder` (`.swamp/data`), made when missing.
 
@@ -90,7 +96,8 @@ class SqliteStore:
         self._ballast = Ballast(folder)
         self._relay_s = 0.0
         self._readers = Readers(file, self._blobs)
-        self._lock = threading.Lock()  # of the write connection where there is no writer thread
+        self._lock = threading.Lock()  # of the write connection
+        self._counting = threading.Lock()
         self._closed = False
         self._unfolded = 0  # pages in the log, roughly
         self._fold_wanted = threading.Event()
@@ -110,6 +117,11 @@ class SqliteStore:
             raise translated(error, file) from error
         self._db = db
         self._writer = Writer(db, file, self._blobs, clock)
+        self._held: list[_Waiting] = []  # of the loop's own thread, until it flushes
+        self._loop_thread = 0
+        self._flush_soon: Callable[[], None] | None = None
+        self._with_thread = 0  # batches handed to the writer thread and not yet answered
+        self._slow_until_s = 0.0
         self._queue: queue.SimpleQueue[_Waiting | _Errand | None] | None = None
         if thread:
             self.full = not self._ballast.lay()
@@ -144,11 +156,58 @@ class SqliteStore:
         except SwampError as error:
             answer_all([answered], [error])
             return
-        if self._queue is not None:
+        if self._queue is None:
+            with self._lock:
+                self._commit([waiting])
+        elif self._flush_soon is not None and threading.get_ident() == self._loop_thread:
+            self._held.append(waiting)
+            if len(self._held) == 1:
+                self._flush_soon()
+        else:
             self._queue.put(waiting)
+
+    def attach_loop(self, flush_soon: Callable[[], None] | None) -> None:
+        """From now on batches of the calling thread wait for its `flush`; `flush_soon` is called when the first one waits.
+        None detaches, after a last flush. See `trio_store.loop_commits`."""
+        self.flush()
+        self._loop_thread = threading.get_ident()
+        self._flush_soon = flush_soon
+
+    def flush(self) -> None:
+        """Commit what this thread submitted: right here while the disk is fast, else on the writer thread.
+
+        Handing a commit to another thread and its answer back costs more than a fast fsync does (decision 0009). A slow commit
+        is met at most once: after it the writer thread takes over for a while, so that the loop goes on.
+        """
+        group, self._held = self._held, []
+        if not group:
             return
-        with self._lock:
-            self._commit([waiting])
+        began_s = time.monotonic()
+        here = not self._with_thread and len(group) <= GROUP_COMMIT_MAX and began_s >= self._slow_until_s
+        if here and self._lock.acquire(blocking=False):
+            try:
+                self._commit(group)
+                self._fold_some(group)
+            finally:
+                self._lock.release()
+            if time.monotonic() - began_s > SLOW_COMMIT_S:
+                self._slow_until_s = time.monotonic() + SLOW_FOR_S
+            return
+        assert self._queue is not None
+        with self._counting:
+            self._with_thread += len(group)
+        for waiting in group:
+            self._queue.put(attrs.evolve(waiting, answered=self._back(waiting.answered)))
+
+    def _back(self, answered: Answered) -> Answered:
+        """Counts a batch of the loop's as answered: only then may a later one be committed by the loop itself."""
+
+        def counted(outcome: Committed | SwampError) -> Callable[[], None] | None:
+            with self._counting:
+                self._with_thread -= 1
+            return answered(outcome)
+
+        return counted
 
     def _run(self) -> None:
         """The writer thread: take all that wait, commit them together, answer them."""
@@ -163,13 +222,16 @@ class SqliteStore:
                     break
                 item = waiting_queue.get()
             if group:
-                self._commit(group)
-                self._fold_some(group)
+                with self._lock:
+                    self._commit(group)
+                    self._fold_some(group)
             if item is None:
                 return
             if isinstance(item, _Errand):
                 try:
-                    item.future.set_result(item.work())
+                    with self._lock:
+                        done = item.work()
+                    item.future.set_result(done)
                 except BaseException as error:  # it is raised again where it is waited for
                     item.future.set_exception(error)
 
@@ -316,6 +378,7 @@ class SqliteStore:
         """Commit what was submitted, then close. Harmless twice."""
         if self._closed:
             return
+        self.flush()
         self._closed = True
         if self._queue is not None:
             self._queue.put(None)

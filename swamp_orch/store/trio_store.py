@@ -4,19 +4,21 @@ Rules: all commits answered together wake the loop once (`run_sync_soon`), howev
 does not cancel the commit: what was submitted becomes durable whether anybody waits or not. So a task that is cancelled here
 does not know the answer; one that must know before it speaks shields the wait, which lasts about one fsync.
 
-Nothing blocks the loop except content above the inline bound, which is written to a blob in the caller: stage it in a
-thread first.
+Nothing blocks the loop except, inside `loop_commits`, a commit on a fast disk, and content above the inline bound, which is written to a blob in the
+caller: stage it in a thread first.
 """
 
 import contextlib
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Final
 
 import trio
 
 from swamp_orch.store.interface import Batch, Committed, Store
+from swamp_orch.store.sqlite import SqliteStore
 from swamp_proto.errors import SwampError
 
 
@@ -27,6 +29,7 @@ class _Wakeups:
         self._token = token
         self._answered: deque[_Wait] = deque()
         self._scheduled = False
+        self._thread = threading.get_ident()
         self.wake = self._wake_soon  # one object, recognised as the same
 
     def answer(self, wait: "_Wait") -> Callable[[], None]:
@@ -36,7 +39,9 @@ class _Wakeups:
         return self.wake
 
     def _wake_soon(self) -> None:
-        if not self._scheduled:
+        if threading.get_ident() == self._thread:
+            self._wake()
+        elif not self._scheduled:
             self._scheduled = True
             # With the run over, nobody is left to be woken.
             with contextlib.suppress(trio.RunFinishedError):
@@ -79,6 +84,32 @@ class _Wait:
 
 
 _WAKEUPS: Final = trio.lowlevel.RunVar[_Wakeups]("swamp store wake-ups")
+
+
+@contextlib.asynccontextmanager
+async def loop_commits(store: Store) -> AsyncIterator[None]:
+    """Inside, what tasks of this run submit within one turn of the loop is committed together at its end, by the loop itself
+    while the disk is fast (`SqliteStore.flush`)."""
+    if not isinstance(store, SqliteStore):
+        yield
+        return
+    wanted = trio.Event()
+
+    async def flusher() -> None:
+        nonlocal wanted
+        while True:
+            await wanted.wait()
+            wanted = trio.Event()
+            store.flush()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(flusher)
+        store.attach_loop(lambda: wanted.set())
+        try:
+            yield
+        finally:
+            store.attach_loop(None)
+            nursery.cancel_scope.cancel()
 
 
 async def commit(store: Store, batch: Batch) -> Committed:
