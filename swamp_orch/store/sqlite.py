@@ -176,7 +176,7 @@ class SqliteStore:
     def flush(self) -> None:
         """Commit what this thread submitted: right here while the disk is fast, else on the writer thread.
 
-        Handing a commit to another thread and its answer back costs more than a fast fsync does (decision 0009). A slow commit
+        Handing a commit to another thread and its answer back costs more than a fast fsync does (decision 0010). A slow commit
         is met at most once: after it the writer thread takes over for a while, so that the loop goes on.
         """
         group, self._held = self._held, []
