@@ -188,8 +188,11 @@ class Terminal:
         with subprocess.Popen(["sh", "-c", script], **self._spawning()) as process:
             try:
                 printed, _ = process.communicate(timeout=DEADLINE_S)
-            except BaseException:
+            except BaseException as error:
                 os.killpg(process.pid, signal.SIGKILL)
+                if isinstance(error, subprocess.TimeoutExpired):
+                    said, _ = process.communicate()
+                    raise AssertionError(f"not over within {DEADLINE_S:.0f} s: {script}\n{said}") from None
                 raise
         return subprocess.CompletedProcess(script, process.returncode, printed)
 
@@ -218,8 +221,11 @@ class Terminal:
         ending = self._background.pop(name)
         try:
             ended = ending.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            ended = None
         finally:
             ending.end()
+        assert ended is not None, f"{block.place}: {name} goes on:\n{''.join(ending.lines)}"
         said = ending.lines[ending.told :]
         self._compare(block, wanted, "".join(said[-wanted.count("\n") :]))
         assert ended == code, f"{block.place}: {name} ended with {ended}"

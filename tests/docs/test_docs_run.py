@@ -3,7 +3,7 @@
 import subprocess
 
 import pytest
-from docs_pages import Block, pages
+from docs_pages import Block, Page, pages
 from docs_terminal import Terminal, commands, settled
 
 PAGES = pages()
@@ -11,9 +11,9 @@ MARKED = [page for page in PAGES.values() if any(block.mark == "run" for block i
 
 
 @pytest.mark.parametrize("page", MARKED, ids=lambda page: page.name)
-def test_a_page_is_true(page: object) -> None:
+def test_a_page_is_true(page: Page) -> None:
     with Terminal() as terminal:
-        for block in PAGES[page.name].blocks:  # type: ignore[attr-defined]
+        for block in page.blocks:
             if block.mark == "run":
                 terminal.perform(block)
 
@@ -46,12 +46,10 @@ def _typed(block: Block) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=lambda page: page.name)
-def test_every_console_block_is_executed_or_says_why_not(page: object) -> None:
-    for block in page.blocks:  # type: ignore[attr-defined]
+def test_every_console_block_is_executed_or_says_why_not(page: Page) -> None:
+    for block in page.blocks:
         if block.language == "console":
-            assert block.mark or page.skipped, (  # type: ignore[attr-defined]
-                f"{block.place}: mark it <!-- run --> or <!-- skip: reason -->"
-            )
+            assert block.mark or page.skipped, f"{block.place}: mark it <!-- run --> or <!-- skip: reason -->"
 
 
 # ── the harness itself ──────────────────────────────────────────────────────────────────────────────────────────────
