@@ -46,7 +46,9 @@ def _number(text: str, flag: str, least: int, most: int) -> int:
         help="Only these variables go to workers; repeatable.",
     ),
     option("--env-deny", multiple=True, metavar="PATTERN", help="These variables do not; repeatable."),
-    option("--max-concurrent-runs", metavar="N", help="Runs at once; a further one is refused. Default: 100."),
+    option(
+        "--max-concurrent-runs", metavar="N", help="Runs at once; a further one is refused. Default: 100."
+    ),
     help="Run the orchestrator of this repository: workers and clients connect to it.",
     connects=False,
 )
