@@ -58,7 +58,7 @@ def main() -> None:
         found["worker_pss_mib"] = tree_pss_kib(worker.pid) / 1024
         trio.run(_shells, 50)
         before = trio.run(_shells, 300)
-        it.workflow("chain", options.latency_steps, target="w1", chain=True)
+        it.chain("chain", options.latency_steps, "w1")
         ends = [
             time.perf_counter()
             for event in it.run("chain")
@@ -76,10 +76,12 @@ def main() -> None:
             "step_p99_ratio": percentile(spans, 0.99) / base,
         }
         found["bare_rate"] = trio.run(_pairs, 1_000)
+        it.many("many", "w1")
         for count in options.rate_steps:
-            it.workflow(f"rate-{count}", count, target="w1", chain=False)
             began = time.perf_counter()
-            last = [event for event in it.run(f"rate-{count}") if event["kind"] == "run_ended"][-1]
+            last = [
+                event for event in it.run("many", numbers=list(range(count))) if event["kind"] == "run_ended"
+            ][-1]
             took = time.perf_counter() - began
             assert last["counts"]["succeeded"] == count, last["counts"]
             found[f"rate_{count}"] = count / took

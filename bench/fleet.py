@@ -75,25 +75,37 @@ class Fleet:
             time.sleep(0.02)
         return process
 
-    def workflow(self, name: str, steps: int, *, target: str | None, chain: bool) -> None:
-        """`steps` no-op steps, one after the other (`chain`) or all at once."""
+    def chain(self, name: str, steps: int, target: str) -> None:
+        """`steps` no-op steps, one after the other, on one worker."""
         lines = [f"name: {name}", "jobs:", "  - name: build", "    steps:"]
         for number in range(steps):
-            lines.append(f"      - name: s{number}")
-            if target:
-                lines.append(f"        target: {target}")
-            if chain and number:
+            lines += [f"      - name: s{number}", f"        target: {target}"]
+            if number:
                 lines.append(f"        dependsOn: [s{number - 1}]")
-            lines += [
-                "        task:",
-                "          type: model_method",
-                "          modelIdOrName: noop",
-                "          methodName: execute",
-            ]
+            lines.append("        task: {type: model_method, modelIdOrName: noop, methodName: execute}")
         self.session.call("workflow.create", name=name, text="\n".join([*lines, "version: 1", ""]))
 
-    def run(self, name: str) -> Iterator[dict[str, Any]]:
-        run_id = self.session.call("workflow.run", name=name)["runId"]
+    def many(self, name: str, target: str) -> None:
+        """As many no-op steps as the input says, all at once, on one worker."""
+        text = f"""name: {name}
+inputs:
+  type: object
+  properties:
+    numbers: {{type: array, items: {{type: integer}}}}
+  required: [numbers]
+jobs:
+  - name: build
+    steps:
+      - name: step
+        target: {target}
+        forEach: {{item: number, in: "${{{{ inputs.numbers }}}}"}}
+        task: {{type: model_method, modelIdOrName: noop, methodName: execute}}
+version: 1
+"""
+        self.session.call("workflow.create", name=name, text=text)
+
+    def run(self, name: str, **inputs: Any) -> Iterator[dict[str, Any]]:
+        run_id = self.session.call("workflow.run", name=name, inputs=inputs)["runId"]
         yield from self.session.stream("run.attach", runId=run_id)
 
     def stop(self) -> None:
