@@ -87,7 +87,14 @@ def test_no_secret_survives_any_split(text: str, cuts: list[int]) -> None:
     assert "".join(mask(line) for line in text.split("\n")) == "".join(lines)
 
 
-@given(st.text(alphabet="hunter2 ab", max_size=60), st.lists(st.integers(0, 60), max_size=6))
+FRAGMENTS = st.lists(
+    st.sampled_from(["hunter2", "hun", "ter2", "er2 hun", "ab", "abab", "a", " ", "h", "r2"]), max_size=12
+).map("".join)
+
+
+@given(FRAGMENTS, st.lists(st.integers(0, 60), max_size=8))
+@example("xhunter2x", [3, 5])
+@settings(max_examples=300)
 def test_a_line_in_pieces_is_masked_as_a_whole(text: str, cuts: list[int]) -> None:
     mask = Mask(("hunter2", "er2 hun", "abab"))
     stream = mask.for_line()

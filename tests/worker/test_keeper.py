@@ -16,7 +16,7 @@ from conftest import Lines, shell
 
 from swamp_proto.messages.dispatch import Outcome
 from swamp_worker.execution import keeper as keeper_module
-from swamp_worker.execution import procfs
+from swamp_worker.execution import procfs, reaping
 from swamp_worker.execution import registry as registry_module
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
@@ -344,3 +344,25 @@ def test_a_reused_group_number_is_not_killed(tmp_path: Path) -> None:
             assert innocent.poll() is None
         finally:
             innocent.kill()
+
+
+def test_a_group_whose_leader_is_gone_needs_the_marker_later_on(tmp_path: Path) -> None:
+    """Long after, the number may have led another group: without its leader only the marker tells."""
+    shell_text = "sleep 300 >/dev/null & echo $!"
+    leader = subprocess.run(
+        ["setsid", "sh", "-c", shell_text],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"]},
+    )
+    member = int(leader.stdout)
+    found = procfs.process(member)
+    assert found is not None
+    try:
+        assert procfs.process(found.group) is None
+        entry = registry_module.Entry(0, State.RUNNING, False, found.group, 0, boot_ns(), 0, "long-gone")
+        assert reaping.alive([entry], strict=True) == []
+        assert [each.pid for each in reaping.alive([entry], strict=False)] == [member]
+    finally:
+        os.kill(member, signal.SIGKILL)
