@@ -15,7 +15,7 @@ It does not evaluate expressions and does not read files.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import attrs
@@ -272,6 +272,28 @@ def mask_inputs(schema: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     """`values` as they may be stored and shown: what is declared `sensitive` is `***`."""
     properties: Mapping[str, Any] = schema.get("properties", {})
     return {key: _mask(properties.get(key, {}), value) for key, value in values.items()}
+
+
+def sensitive_texts(schema: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
+    """Every text (and number, as text) in `values` that is declared `sensitive`: what has to be masked in what a step prints."""
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    for key, value in values.items():
+        yield from _sensitive(properties.get(key, {}), value, False)
+
+
+def _sensitive(schema: Mapping[str, Any], value: Any, inside: bool) -> Iterator[str]:
+    inside = inside or schema.get("sensitive") is True
+    if isinstance(value, Mapping):
+        rest = schema.get("additionalProperties")
+        other = rest if isinstance(rest, Mapping) else {}
+        for key, item in value.items():
+            yield from _sensitive(schema.get("properties", {}).get(key, other), item, inside)
+    elif isinstance(value, list):
+        items = schema.get("items")
+        for item in value:
+            yield from _sensitive(items if isinstance(items, Mapping) else {}, item, inside)
+    elif inside and isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield str(value)
 
 
 def _mask(schema: Mapping[str, Any], value: Any) -> Any:

@@ -6,6 +6,7 @@ Rules that hold here:
 2. A run keeps the model definitions it started with: each is read once per run.
 3. Secrets are read for one dispatch, when it is made, and are in nothing else: an `Order` holds `Secret`s, not their values.
 4. swamp's own secrets (enrollment tokens) can not be read by any expression.
+5. What an input declared `sensitive` holds is masked in everything the step prints and returns, as secrets are.
 """
 
 import os
@@ -17,7 +18,13 @@ import attrs
 
 from swamp_orch.core.runplan import StepStatus
 from swamp_orch.core.scheduler import Requirement
-from swamp_orch.definitions.inputs import check_arguments, mask_inputs, method_arguments, resolve_inputs
+from swamp_orch.definitions.inputs import (
+    check_arguments,
+    mask_inputs,
+    method_arguments,
+    resolve_inputs,
+    sensitive_texts,
+)
 from swamp_orch.definitions.models import Models
 from swamp_orch.definitions.types import TypeRegistry
 from swamp_orch.definitions.values import (
@@ -66,6 +73,7 @@ class Order:
     on_worker_lost: OnWorkerLost
     environment: Mapping[str, str] = attrs.field(repr=False)
     read_secret: ReadSecret = attrs.field(repr=False)
+    sensitive: tuple[str, ...] = attrs.field(repr=False, default=())  # values of sensitive inputs
 
     @property
     def requirement(self) -> str:
@@ -109,7 +117,7 @@ class Order:
             environment=dict(self.environment),
             bindings=bindings,
             display=display,
-            secrets=tuple(values.values()),
+            secrets=tuple(dict.fromkeys((*values.values(), *self.sensitive))) if resolve else (),
             timeout_s=self.timeout_s,
             credential=credential,
         )
@@ -312,9 +320,8 @@ class Orders:
         else:
             given = task.inputs
         merged = method_arguments(method.type, spec, definition, given, coerce=literal)
-        own = self._own_scope(
-            scope, definition, self._inputs(merged.inputs, given, scope, where, literal=literal)
-        )
+        inputs = self._inputs(merged.inputs, given, scope, where, literal=literal)
+        own = self._own_scope(scope, definition, inputs)
         declared = definition.inputs.get("properties", {})
         arguments: dict[str, Any] = {}
         shell: ShellText | None = None
@@ -332,9 +339,13 @@ class Orders:
             else:
                 arguments[key] = evaluate_tree(tree, its_scope)
         check_arguments(spec, mask_tree(arguments), evaluated=True)
-        return self._order(
-            run, state, method, arguments, shell, self._placement(state.step.placement, scope, where)
+        sensitive = (
+            *sensitive_texts(run.request.workflow.inputs, run.request.inputs),
+            *sensitive_texts(definition.inputs, inputs),
+            *sensitive_texts(spec.arguments, arguments),
         )
+        placement = self._placement(state.step.placement, scope, where)
+        return self._order(run, state, method, arguments, shell, placement, sensitive)
 
     def _plain_order(self, run: "Run", state: "StepState") -> Order | None:
         """The order of a step without inputs, of a method without expressions: made from the arguments found once per run."""
@@ -360,6 +371,7 @@ class Orders:
         arguments: Mapping[str, Any],
         shell: ShellText | None,
         placement: Placement,
+        sensitive: tuple[str, ...] = (),
     ) -> Order:
         workflow = run.request.workflow
         return Order(
@@ -374,6 +386,7 @@ class Orders:
             on_worker_lost=state.step.on_worker_lost,
             environment=self._environment,
             read_secret=self._secret,
+            sensitive=sensitive,
         )
 
     def _method(self, run_id: str, model: str, method: str) -> _Method:
