@@ -285,7 +285,7 @@ class Site:
     # ── definitions ─────────────────────────────────────────────────────────────────────────────────────────
     def model(self, name: str, run: str, **arguments: Any) -> None:
         """Write a `command/shell` model."""
-        document = {"type": "command/shell", "name": name, "version": 1}
+        document = {"type": "command/shell", "id": _id("model", name), "name": name, "version": 1}
         inputs = arguments.pop("inputs", None)
         if inputs is not None:
             document["inputs"] = inputs
@@ -296,7 +296,13 @@ class Site:
 
     def workflow(self, name: str, *steps: Mapping[str, Any], **keys: Any) -> None:
         """Write a workflow of one job `job`, or of `jobs`. Steps are `step(…)`."""
-        document = {"name": name, "version": 1, "jobs": [{"name": "job", "steps": list(steps)}], **keys}
+        document = {
+            "id": _id("workflow", name),
+            "name": name,
+            "version": 1,
+            "jobs": [{"name": "job", "steps": list(steps)}],
+            **keys,
+        }
         path = self.root / "workflows" / f"workflow-{name}.yaml"
         path.write_text(json.dumps(document, indent=1))
 
@@ -348,6 +354,11 @@ class Site:
             for argv, ended in self.typed[-6:]
         )
         return [*told, ("commands", commands)]
+
+
+def _id(kind: str, name: str) -> str:
+    """The same for every writing, so that a definition that is written anew keeps its data."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{kind}/{name}"))
 
 
 def step(name: str, model: str, *, inputs: Mapping[str, Any] | None = None, **keys: Any) -> dict[str, Any]:
