@@ -122,18 +122,18 @@ class Light:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._beat, pipe, answer.body.heartbeat_s)
                 while True:
-                    frame = codec.decode(await pipe.receive())
-                    if not isinstance(frame, Request):
-                        continue
-                    name = RULE_BY_BODY[type(frame.body)].name
-                    if isinstance(frame.body, Heartbeat):
-                        await pipe.send(
-                            codec.encode(Response(frame.id, HeartbeatAnswer(frame.body.number), name))
-                        )
-                    elif isinstance(frame.body, Dispatch):
-                        self.held = frame.body
-                        await pipe.send(codec.encode(Response(frame.id, Accepted(frame.body.dispatch), name)))
-                        self.storm.changed.unpark_all()
+                    for frame in codec.decode_message(await pipe.receive()):
+                        if not isinstance(frame, Request):
+                            continue
+                        name = RULE_BY_BODY[type(frame.body)].name
+                        if isinstance(frame.body, Heartbeat):
+                            beat = HeartbeatAnswer(frame.body.number)
+                            await pipe.send(codec.encode(Response(frame.id, beat, name)))
+                        elif isinstance(frame.body, Dispatch):
+                            self.held = frame.body
+                            taken = Accepted(frame.body.dispatch)
+                            await pipe.send(codec.encode(Response(frame.id, taken, name)))
+                            self.storm.changed.unpark_all()
         except* Broken:
             pass
         return dialing.LinkLost("the link ended")
@@ -265,7 +265,7 @@ async def bench(it: Any, workers: int, holding: int) -> dict[str, float]:
         found["back_since_start_s"] = back - started
         found["back_since_kill_s"] = back - killed
         for one in sorted(storm.workers, key=lambda one: -one.enrolled_at)[:6]:
-            print([(round(at - started, 2), str(event)[:90]) for at, event in one.story], one.enrolled_at - started)
+            print(one.held is not None, [(round(at - started, 2), str(event)[:90]) for at, event in one.story], one.enrolled_at - started)
         ordered = sorted(one.enrolled_at - started for one in storm.workers)
         found["back_p50_s"], found["back_p90_s"] = ordered[len(ordered) // 2], ordered[len(ordered) * 9 // 10]
         refusals = [code for one in storm.workers for code in one.refusals]

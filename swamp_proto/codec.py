@@ -21,6 +21,7 @@ It does not know which message is lawful when (`session.py`), who sends what, or
 
 import types
 import typing
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ RESPONSE: Final = 1
 FAILURE: Final = 2
 EVENT: Final = 3
 CANCEL: Final = 4
+BUNDLE: Final = 5  # of frames; no frame itself
 
 UNEXPLAINED: Final = "refused at first sight, and not at second"  # never; the fuzz target looks for it
 _FRAME_MAX: Final = limits.CONTROL_FRAME_MAX
@@ -244,7 +246,30 @@ def decode(data: bytes, most: int = limits.CONTROL_FRAME_MAX) -> Frame:
     Raises `MalformedMessage` (with a path, without the payload; `VersionMismatch` for an enroll frame of
     another version) and `LimitExceeded`.
     """
-    frame = _unpack(data, most)
+    return _frame(_unpack(data, most))
+
+
+def decode_message(data: bytes, most: int = limits.CONTROL_FRAME_MAX) -> tuple[Frame, ...]:
+    """The frames of one WebSocket message, in order: one, or those of a bundle. Raises as `decode`; the path of a frame in a
+    bundle begins with `$.frames[i]`."""
+    value = _unpack(data, most)
+    if type(value) is not list or len(value) != 2 or value[0] != BUNDLE or type(value[0]) is not int:
+        return (_frame(value),)
+    inner = value[1]
+    if type(inner) is not list or not 2 <= len(inner) <= limits.BUNDLE_FRAMES_MAX:
+        raise MalformedMessage("$.frames", f"a bundle holds 2 to {limits.BUNDLE_FRAMES_MAX} frames")
+    found = []
+    for index, one in enumerate(inner):
+        try:
+            found.append(_frame(one))
+        except VersionMismatch:
+            raise MalformedMessage(f"$.frames[{index}]", "worker.enroll is not sent in a bundle") from None
+        except MalformedMessage as error:
+            raise MalformedMessage(f"$.frames[{index}]{error.path[1:]}", error.problem) from None
+    return tuple(found)
+
+
+def _frame(frame: Any) -> Frame:
     try:
         if type(frame) is list:
             count = len(frame)
@@ -332,6 +357,17 @@ def _other_version(request: int, body: Any) -> VersionMismatch | None:
     if (protocol, swamp) == (PROTOCOL_VERSION, SWAMP_VERSION):
         return None
     return VersionMismatch(request, protocol, swamp)
+
+
+def bundle(parts: Sequence[bytes]) -> bytes:
+    """One message of one or several encoded frames, at most `BUNDLE_FRAMES_MAX`. The caller keeps the sum within
+    `BUNDLE_BYTES_MAX`."""
+    count = len(parts)
+    if count == 1:
+        return parts[0]
+    assert 2 <= count <= limits.BUNDLE_FRAMES_MAX
+    size = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
+    return b"\x92" + bytes((BUNDLE,)) + size + b"".join(parts)
 
 
 # ── frames out ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,9 +18,13 @@ MIB: Final = 1024 * KIB
 CONTROL_FRAME_MAX: Final = 4 * MIB  # one WebSocket message
 FRAME_DEPTH_MAX: Final = 64  # nesting of a frame
 FRAME_ITEMS_MAX: Final = 100_000  # items of one array or map
+BUNDLE_FRAMES_MAX: Final = 64  # frames in one WebSocket message
+BUNDLE_BYTES_MAX: Final = 256 * KIB  # no further frame is added to a message of this size
 OUTBOX_FRAMES_MAX: Final = 4_096  # frames waiting for one socket; more closes it
 ENROLL_DEADLINE_S: Final = 10.0  # receipt of the enroll frame on a new socket
-UNAUTHENTICATED_SOCKETS_MAX: Final = 1_024  # over all addresses; one too many, and the one that waited longest makes room
+UNAUTHENTICATED_SOCKETS_MAX: Final = (
+    1_024  # over all addresses; one too many, and the one that waited longest makes room
+)
 UNAUTHENTICATED_SOCKETS_PER_ADDRESS_MAX: Final = 512  # a site behind one address may come back all at once
 REFUSALS_DELAYED_PER_ADDRESS_MAX: Final = 64  # one too many, and the oldest gets its answer at once
 LABELS_MAX: Final = 64
@@ -158,6 +162,7 @@ assert INLINE_CONTENT_MAX < ATTRIBUTES_MAX
 assert BLOB_ORPHAN_KEPT_S > GRACE_S_MAX
 assert CANCEL_TERM_S < CANCEL_WAIT_S
 assert ENROLL_FRAME_MAX < CONTROL_FRAME_MAX
+assert 2 * BUNDLE_BYTES_MAX < CONTROL_FRAME_MAX
 assert NAME_LENGTH_MAX + 1 + 2 * TOKEN_SECRET_BYTES <= TOKEN_LENGTH_MAX
 assert REQUESTS_OUTSTANDING_MAX <= OUTBOX_FRAMES_MAX
 assert HELD_DISPATCHES_MAX <= FRAME_ITEMS_MAX

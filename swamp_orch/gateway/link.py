@@ -2,7 +2,8 @@
 
 Rules: nothing here decides about workers or steps; `swamp_proto.session` says what is lawful, and an unlawful or malformed
 frame ends the link with a code. A full outbox ends it too: a peer that does not read must not hold memory. `post` and `ask`
-never wait, so a caller that has just committed can speak at once.
+never wait, so a caller that has just committed can speak at once. What is said to a worker whose enrollment is not answered yet
+(a cancel that its return set off) goes right behind the answer: until then only the answer is lawful.
 """
 
 from collections.abc import Awaitable, Callable
@@ -23,10 +24,16 @@ from swamp_proto.errors import (
     UnlawfulMessage,
     VersionMismatch,
 )
-from swamp_proto.limits import CONTROL_FRAME_MAX, ENROLL_FRAME_MAX, OUTBOX_FRAMES_MAX
+from swamp_proto.limits import (
+    BUNDLE_BYTES_MAX,
+    BUNDLE_FRAMES_MAX,
+    CONTROL_FRAME_MAX,
+    ENROLL_FRAME_MAX,
+    OUTBOX_FRAMES_MAX,
+)
 from swamp_proto.messages import RULE_BY_BODY, Side
 from swamp_proto.messages.enrollment import Farewell
-from swamp_proto.session import Session
+from swamp_proto.session import Session, State
 
 
 class Pipe(Protocol):
@@ -91,6 +98,7 @@ class Link:
         self._session = session or Session(Side.ORCHESTRATOR)
         self._next_id = 1
         self._asked: dict[int, Answer] = {}
+        self._early: list[Frame] = []  # said before the enrollment was answered
         self._put, self._take = trio.open_memory_channel[bytes](OUTBOX_FRAMES_MAX)
         self._scope = trio.CancelScope()
         self.frames_read = 0  # grows with everything heard; silence is judged by it
@@ -122,22 +130,35 @@ class Link:
 
     async def _read(self, handler: Handler) -> None:
         while True:
-            frame = self._decode(await self._pipe.receive())
-            self.frames_read += 1
-            self.heard_s = trio.current_time()
-            match frame:
-                case Response() | Failure():
-                    answer = self._asked.pop(frame.id, None)
-                    if answer is not None:
-                        answer.settle(frame)
-                case Cancel():
-                    pass  # every request is answered from what is already known; there is nothing to stop
-                case _:
-                    await handler(frame)
+            for frame in codec.decode_message(await self._pipe.receive()):
+                self._session.receive(frame)
+                self.frames_read += 1
+                self.heard_s = trio.current_time()
+                match frame:
+                    case Response() | Failure():
+                        answer = self._asked.pop(frame.id, None)
+                        if answer is not None:
+                            answer.settle(frame)
+                    case Cancel():
+                        pass  # every request is answered from what is already known; there is nothing to stop
+                    case _:
+                        await handler(frame)
 
     async def _write(self) -> None:
+        await self._pipe.send(await self._take.receive())  # the answer to the enrollment travels alone
         async for data in self._take:
-            await self._pipe.send(data)
+            parts, size = [data], len(data)
+            while size < BUNDLE_BYTES_MAX and len(parts) < BUNDLE_FRAMES_MAX:
+                try:
+                    part = self._take.receive_nowait()
+                except trio.WouldBlock:
+                    break
+                if len(part) > BUNDLE_BYTES_MAX:  # a large frame travels alone
+                    await self._pipe.send(codec.bundle(parts))
+                    parts, size = [], 0
+                parts.append(part)
+                size += len(part)
+            await self._pipe.send(codec.bundle(parts))
 
     def _decode(self, data: bytes, most: int = CONTROL_FRAME_MAX) -> Frame:
         frame = codec.decode(data, most)
@@ -147,12 +168,18 @@ class Link:
     def _send(self, frame: Frame) -> None:
         if self.closed:
             return
+        if self._session.state is State.ENROLLING and not isinstance(frame, Response | Failure):
+            self._early.append(frame)
+            return
         data = codec.encode(frame)
         self._session.send(frame)
         try:
             self._put.send_nowait(data)
         except trio.WouldBlock:
             self.close()
+        early, self._early = self._early, []
+        for waiting in early:
+            self._send(waiting)
 
     def post(self, body: Any) -> None:
         """Send an event."""

@@ -16,18 +16,30 @@ It does not know what a dispatch is, and keeps no time.
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from swamp_proto import codec
 from swamp_proto.envelope import Event, Failure, FailureBody, Frame, Request, Response
-from swamp_proto.errors import Broken, LimitExceeded, MalformedMessage, RefusalCode, Refused, RemoteError
-from swamp_proto.limits import OUTBOX_FRAMES_MAX
+from swamp_proto.errors import (
+    Broken,
+    LimitExceeded,
+    MalformedMessage,
+    RefusalCode,
+    Refused,
+    RemoteError,
+    Unsupported,
+)
+from swamp_proto.limits import BUNDLE_BYTES_MAX, BUNDLE_FRAMES_MAX, OUTBOX_FRAMES_MAX
 from swamp_proto.messages import RULE_BY_BODY, Side
+from swamp_proto.messages.dispatch import Accepted
 from swamp_proto.messages.enrollment import Enroll, Enrolled, Farewell
 from swamp_proto.session import Answered, Asked, Session, Told
 from swamp_proto.trio_io import MessagePipe, PipeBroken
+
+ACCEPTED_WAITS_S: Final = 0.003
+"""That a step was accepted waits this long for its end, which says the same and more."""
 
 Reply = Response | Failure
 OnReply = Callable[[Reply], None]
@@ -52,6 +64,7 @@ class Link:
         self._feed = feed
         self._session = Session(Side.WORKER)
         self._outbox: deque[Frame] = deque()
+        self._large: bytes | None = None  # an encoded frame that waits to travel alone
         self._waiting: dict[int, OnReply] = {}
         self._writer = trio.lowlevel.ParkingLot()
         self._farewell: Farewell | None = None
@@ -146,45 +159,80 @@ class Link:
     async def _write(self) -> None:
         try:
             while True:
-                if self._outbox:
-                    frame: Frame | None = self._outbox.popleft()
-                else:
-                    frame = self._feed(self)
-                    if frame is None:
+                parts, urgent = self._collect()
+                if not parts:
+                    await self._writer.park()
+                    continue
+                if not urgent:
+                    # Only that steps were accepted: a short one has ended in a moment, and both travel together.
+                    with trio.move_on_after(ACCEPTED_WAITS_S):
                         await self._writer.park()
-                        continue
-                    self._session.send(frame)
-                assert frame is not None
-                await self._pipe.send(codec.encode(frame))
+                    more, _ = self._collect(BUNDLE_FRAMES_MAX - len(parts))
+                    if sum(map(len, more)) > BUNDLE_BYTES_MAX:
+                        await self._pipe.send(codec.bundle(parts))
+                        parts = more
+                    else:
+                        parts += more
+                await self._pipe.send(codec.bundle(parts))
         except PipeBroken as broken:
             self.end(self._why(broken))
         except (
-            RemoteError
+            RemoteError,
+            Unsupported,
         ) as error:  # a frame of ours that is too large: a bug of ours, but not one to die of
             self.end(f"a frame could not be sent: {error.message}")
+
+    def _collect(self, most: int = BUNDLE_FRAMES_MAX) -> tuple[list[bytes], bool]:
+        """Encoded frames that can travel in one message, and whether any of them is in a hurry."""
+        parts: list[bytes] = []
+        size = 0
+        urgent = False
+        if self._large is not None:
+            parts, self._large = [self._large], None
+            return parts, True
+        while len(parts) < most and size < BUNDLE_BYTES_MAX:
+            if self._outbox:
+                frame: Frame | None = self._outbox.popleft()
+            else:
+                frame = self._feed(self)
+                if frame is None:
+                    break
+                self._session.send(frame)
+            assert frame is not None
+            part = codec.encode(frame)
+            if len(part) > BUNDLE_BYTES_MAX and parts:  # a large frame travels alone
+                self._large = part
+                break
+            parts.append(part)
+            size += len(part)
+            urgent = urgent or not (isinstance(frame, Response) and isinstance(frame.body, Accepted))
+        return parts, urgent
 
     async def _read(self, handler: Handler) -> None:
         try:
             while True:
-                frame = codec.decode(await self._pipe.receive())
-                for happened in self._session.receive(frame):
-                    match happened:
-                        case Asked(request=request):
-                            handler(request)
-                        case Told(event=Event(body=Farewell() as farewell)):
-                            self._farewell = farewell
-                            self.end(f"{farewell.code.value}: {farewell.message}", farewell.retry_after_s)
-                        case Told(event=event):
-                            handler(event)
-                        case Answered(request=request, reply=reply):
-                            self._waiting.pop(request.id)(reply)
-                        case _:
-                            pass  # withdrawn: every answer of ours is given at once; moved: nothing to do
+                for frame in codec.decode_message(await self._pipe.receive()):
+                    self._heard(frame, handler)
         except PipeBroken as broken:
             self.end(self._why(broken))
         except RemoteError as error:
             ended = await self._unlawful(error)
             self.end(ended.message)
+
+    def _heard(self, frame: Frame, handler: Handler) -> None:
+        for happened in self._session.receive(frame):
+            match happened:
+                case Asked(request=request):
+                    handler(request)
+                case Told(event=Event(body=Farewell() as farewell)):
+                    self._farewell = farewell
+                    self.end(f"{farewell.code.value}: {farewell.message}", farewell.retry_after_s)
+                case Told(event=event):
+                    handler(event)
+                case Answered(request=request, reply=reply):
+                    self._waiting.pop(request.id)(reply)
+                case _:
+                    pass  # withdrawn: every answer of ours is given at once; moved: nothing to do
 
     async def _unlawful(self, error: RemoteError) -> LinkEnded:
         code = RefusalCode.MALFORMED if isinstance(error, MalformedMessage) else RefusalCode.UNLAWFUL

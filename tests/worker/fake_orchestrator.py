@@ -137,16 +137,16 @@ class Orchestrator:
         session = Session(Side.ORCHESTRATOR)
         try:
             while True:
-                frame = codec.decode(await pipe.receive())
-                for happened in session.receive(frame):
-                    if isinstance(happened, Asked):
-                        if isinstance(happened.request.body, Enroll):
-                            self._pipe, self._session = pipe, session
-                        await self._answer(happened.request)
-                    elif isinstance(happened, Told):
-                        await self._told(happened.event.body)
-                    elif isinstance(happened, Answered):
-                        self._answered(happened)
+                for frame in codec.decode_message(await pipe.receive()):
+                    for happened in session.receive(frame):
+                        if isinstance(happened, Asked):
+                            if isinstance(happened.request.body, Enroll):
+                                self._pipe, self._session = pipe, session
+                            await self._answer(happened.request)
+                        elif isinstance(happened, Told):
+                            await self._told(happened.event.body)
+                        elif isinstance(happened, Answered):
+                            self._answered(happened)
                 self._changed.unpark_all()
         except PipeBroken:
             pass
