@@ -51,7 +51,9 @@ if TYPE_CHECKING:
     from swamp_orch.engine.engine import Engine
     from swamp_orch.gateway.control import ControlDesk
 
-GIL_SLICE_S: Final = 0.0001  # the writer thread must not wait 5 ms for the interpreter at every call into SQLite
+GIL_SLICE_S: Final = (
+    0.0005  # the writer thread must not wait 5 ms for the interpreter at every call into SQLite
+)
 GC_THRESHOLDS: Final = (20_000, 20, 100)
 """Values die by their reference counts; cycles are few. The default looks for them every 700 allocations."""
 COLLECT_EVERY_S: Final = 3_600.0
@@ -370,6 +372,7 @@ class _Daemon:
                 nursery.start_soon(desk.watch_tokens)
                 nursery.start_soon(self._collect)
                 await parts.reconcile()
+                desk.open()
                 self._announce()
                 gc.collect()
                 gc.freeze()  # what is here now stays: modules, tables, the store

@@ -190,7 +190,9 @@ class Flights:
         self._verdicts: dict[str, Verdict] = {}
         self._nursery: trio.Nursery
         self._sooner = trio.Event()
-        self._judged = trio.Event()
+        self._judged = trio.lowlevel.ParkingLot()
+        self._resumed: set[str] = set()  # found at start
+        self._resuming = trio.lowlevel.ParkingLot()
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def watch(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -303,7 +305,7 @@ class Flights:
 
     def _judge(self, dispatch: str, verdict: Verdict) -> None:
         self._verdicts[dispatch] = verdict
-        self._judged.set()
+        self._judged.unpark_all()
 
     def _settle(self, dispatch: str, end: End) -> None:
         flight = self._flights.get(dispatch)
@@ -362,6 +364,14 @@ class Flights:
     def found(self, flight: Flight) -> None:
         """Tell the core of a lease that was found in the store."""
         self._tell(core.LeaseFound(flight.lease))
+        self._resumed.add(flight.dispatch)
+        self._resuming.unpark_all()
+
+    async def until_resumed(self, dispatches: Iterable[str]) -> None:
+        """Wait until all of these were found. Before that, a verdict on what a worker holds would be wrong."""
+        waited = set(dispatches)
+        while not waited <= self._resumed:
+            await self._resuming.park()
 
     def granted(self, flight: Flight) -> None:
         """The grant is durable: send it, or for the loopback, it begins."""
@@ -443,8 +453,7 @@ class Flights:
         self._tell(returned)
         with trio.move_on_after(self._tempo.silence_s):
             while any(one.dispatch not in self._verdicts for one in held):
-                self._judged = trio.Event()  # verdicts follow their commits
-                await self._judged.wait()
+                await self._judged.park()  # verdicts follow their commits; several workers may wait
         return tuple(
             HeldVerdict(one.dispatch, self._verdicts.pop(one.dispatch, Verdict.DROP)) for one in held
         )

@@ -26,13 +26,14 @@ from swamp_orch.engine.placing import Placing
 from swamp_orch.store.bookkeeping import LEASES_ID, WORKFLOW_RUN, iso
 from swamp_orch.store.bookkeeping import lease_record as lease_name
 from swamp_orch.store.interface import Batch, Comparison, Record, Selection, Store, Term
-from swamp_orch.store.trio_store import commit
+from swamp_orch.store.trio_store import answer, commit
 from swamp_orch.tokens.records import read_workers, worker_record
 from swamp_proto.errors import Conflict, SwampError
 
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
 
+RESUMED_S: Final = 5.0  # for the steps of all runs to take up their executions again
 RUNNING: Final = (
     Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
     Term("specName", Comparison.EQ, ("run",)),
@@ -63,23 +64,40 @@ class Recovery:
     async def run(self) -> None:
         """Take over everything a dead process left."""
         await self._forget_links()
+        held: list[str] = []
         for found in await trio.to_thread.run_sync(self._read_runs):
-            await self._take_over(found)
+            if await self._take_over(found):
+                held += found.leases
+        with trio.move_on_after(
+            RESUMED_S
+        ) as waiting:  # a run that can not resume must not keep the others' workers out
+            await self._engine.flights.until_resumed(held)
+        if waiting.cancelled_caught:
+            self._report.warning("not every execution could be resumed", held=len(held))
 
     async def _forget_links(self) -> None:
         """Workers recorded as connected are not: their links died with the last process."""
-        for worker in await trio.to_thread.run_sync(read_workers, self._store):
-            state = worker
-            if worker.connected:
-                now_ms = self._engine.clock_ms()
-                state = attrs.evolve(worker, connected=False, disconnected_ms=now_ms, active=())
-                try:
-                    done = await commit(self._store, Batch((worker_record(state),)))
-                except Conflict:
-                    continue  # somebody changed it in between; it is read again when it enrolls
-                state = attrs.evolve(state, version=done.records[0].version)
+        workers = await trio.to_thread.run_sync(read_workers, self._store)
+        now_ms = self._engine.clock_ms()
+        gone = [
+            attrs.evolve(worker, connected=False, disconnected_ms=now_ms, active=())
+            if worker.connected
+            else worker
+            for worker in workers
+        ]
+        # All are on their way before the first is awaited: a large pool costs a few commits, not one each.
+        commits = [
+            self._store.submit(Batch((worker_record(state),))) if worker.connected else None
+            for worker, state in zip(workers, gone, strict=True)
+        ]
+        for state, future in zip(gone, commits, strict=True):
+            try:
+                done = None if future is None else await answer(future)
+            except Conflict:
+                continue  # somebody changed it in between; it is read again when it enrolls
             if self._placing is not None:
-                self._placing.worker_known(state)
+                version = state.version if done is None else done.records[0].version
+                self._placing.worker_known(attrs.evolve(state, version=version))
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _read_runs(self) -> list[_Found]:
@@ -121,7 +139,8 @@ class Recovery:
         return found
 
     # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _take_over(self, found: _Found) -> None:
+    async def _take_over(self, found: _Found) -> bool:
+        """Whether the run goes on."""
         run_id = found.record.model_id
         try:
             request = self._orders.recovered_request(run_id, found.attributes, self._owner)
@@ -132,7 +151,7 @@ class Recovery:
                 "a run can not go on", run=run_id, workflow=found.record.model_name, reason=str(error)
             )
             await self._fail(found, str(error))
-            return
+            return False
         self._report.info(
             "run goes on",
             run=run_id,
@@ -141,6 +160,7 @@ class Recovery:
             held=len(found.leases),
         )
         self._engine.go_on(run)
+        return True
 
     async def _fail(self, found: _Found, error: str) -> None:
         ended = {

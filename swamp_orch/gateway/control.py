@@ -128,6 +128,11 @@ class ControlDesk:
         self.look_again = self._lifetimes.look_again
         self.closing: Refused | None = None
 
+    def open(self) -> None:
+        """Let workers in: what the last process left was found again. Until then they wait, verified."""
+        self._enrollment.opened.set()
+        self._lifetimes.look_again()  # leases that were found may belong to tokens that ended meanwhile
+
     # ── a socket ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def serve(self, pipe: Pipe, address: str) -> None:
         """The whole life of one socket. Returns when it is over; never raises for what a peer does."""

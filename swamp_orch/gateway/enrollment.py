@@ -9,6 +9,7 @@ Rules that hold here (SEMANTICS §6, SPEC §7):
    probed. Alive: `already_connected`. Dead: the link is closed; the newcomer waits (`identity_busy`) for what the old process
    may still run, unless it proved that it reaped just that process.
 4. Nothing is answered before it is durable.
+5. Nobody is let in before what the last process left was found again (`opened`): a verdict on what a worker holds needs its lease.
 """
 
 from collections.abc import Callable
@@ -82,6 +83,7 @@ class Enrollment:
         self._tempo = tempo
         self._clock_ms = clock_ms
         self._leave = leave
+        self.opened = trio.Event()
         self._doors: dict[str, trio.Lock] = {}  # one enrollment at a time per member name
 
     async def admit(self, link: Link, enroll: Enroll, address: str) -> tuple[Member, Enrolled]:
@@ -94,6 +96,7 @@ class Enrollment:
             raise Refused(RefusalCode.MALFORMED, f"capacity must be between 1 and {CAPACITY_MAX}")
         admitted = await self._redeem(*split, enroll, address)
         name = admitted.member
+        await self.opened.wait()
         async with self._doors.setdefault(name, trio.Lock()):
             proof = await self._settle_duplicate(name, enroll)
             admitted = self._still_good(admitted, enroll)

@@ -81,7 +81,13 @@ class EnrollmentSite:
         return found
 
     def connect(
-        self, token: str, machine: Path | None, *flags: str, patch: str = "", enrolled: str = "", url: str = ""
+        self,
+        token: str,
+        machine: Path | None,
+        *flags: str,
+        patch: str = "",
+        enrolled: str = "",
+        url: str = "",
     ) -> Running:
         """A worker process; `enrolled` waits until it is in under that name."""
         self._serial += 1
@@ -101,7 +107,7 @@ class EnrollmentSite:
         else:
             running = self.site.start(*argv, name=f"worker {self._serial}", cwd=self.site.elsewhere)
         if enrolled:
-            running.wait_for(f"Enrolled as {enrolled}|workerId\": \"{enrolled}")
+            running.wait_for(f'Enrolled as {enrolled}|workerId": "{enrolled}')
         return running
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,7 +123,9 @@ class Gate:
         self._site = site
         self._began = site.site.folder / f"{name}.began"
         self._open = site.site.folder / f"{name}.open"
-        text = f"echo began $$ >> {self._began}; until test -e {self._open}; do sleep 0.05; done; echo through"
+        text = (
+            f"echo began $$ >> {self._began}; until test -e {self._open}; do sleep 0.05; done; echo through"
+        )
         site.site.shell(name, text, target=worker, **keys)
         self.run = str(site.call("workflow.run", name=name)["runId"])
         until(self._began.exists, "the step began")
@@ -143,7 +151,9 @@ class Gate:
 
     def leases(self) -> list[dict[str, Any]]:
         """Every lease of the run, the ended ones too, oldest first."""
-        predicate = f'modelType == "swamp/step-lease" && attributes.runId == "{self.run}" && attributes.state != "x"'
+        predicate = (
+            f'modelType == "swamp/step-lease" && attributes.runId == "{self.run}" && attributes.state != "x"'
+        )
         found = self._site.call("data.query", predicate=predicate, select="attributes")["results"]
         return sorted(found, key=lambda one: str(one["createdAt"]))
 

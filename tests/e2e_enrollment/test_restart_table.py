@@ -182,7 +182,9 @@ def test_without_proof_the_new_process_waits_until_the_old_one_must_be_dead(shar
     shared.weather.silence()
     worker.kill()
     again = shared.connect(token, copy)
-    again.wait_for("Disconnected: identity_busy: an earlier process of worker 'doubt' may still run its steps")
+    again.wait_for(
+        "Disconnected: identity_busy: an earlier process of worker 'doubt' may still run its steps"
+    )
     assert gate.beginnings == 1
     until(lambda: "Enrolled as doubt" in again.said, "it is let in")
     until(lambda: gate.beginnings == 2, "the step begins again")
@@ -220,7 +222,9 @@ def test_an_orchestrator_that_was_killed_finds_its_workers_again(own: Enrollment
 
 
 # ── the end of a token ──────────────────────────────────────────────────────────────────────────────────────────────
-def test_expiry_while_connected_is_a_hard_deadline_with_warnings_and_renew_moves_it(shared: EnrollmentSite) -> None:
+def test_expiry_while_connected_is_a_hard_deadline_with_warnings_and_renew_moves_it(
+    shared: EnrollmentSite,
+) -> None:
     life_s = 4.0
     short, longer = shared.mint("mayfly", life_s), shared.mint("renewed", life_s)
     worker = shared.connect(short, shared.machine("mayfly"), enrolled="mayfly")
@@ -249,8 +253,8 @@ def test_expiry_while_the_orchestrator_is_down(own: EnrollmentSite) -> None:
     own.serve_again()
     refused(worker, RefusalCode.EXPIRED, ExitCode.EXPIRED)
     until(lambda: own.token_row("overdue")["state"] == "expired", "its end is recorded")
-    (lease,) = gate.leases()
-    assert (lease["state"], lease["reason"]) == ("expired", "token_expired")
+    within(1.5, lambda: gate.leases()[0]["state"] == "expired", "its lease ends")
+    assert gate.leases()[0]["reason"] == "token_expired"
     own.call("run.cancel", runId=gate.run)
 
 
@@ -281,7 +285,9 @@ store.close()
 """
 
 
-def test_revoke_by_a_process_that_does_not_speak_to_serve_cuts_within_a_second(shared: EnrollmentSite) -> None:
+def test_revoke_by_a_process_that_does_not_speak_to_serve_cuts_within_a_second(
+    shared: EnrollmentSite,
+) -> None:
     token = shared.mint("backdoor")
     worker = shared.connect(token, shared.machine("backdoor"), enrolled="backdoor")
     subprocess.run(
@@ -330,7 +336,9 @@ def test_a_fleet_token_has_members_with_stable_names(shared: EnrollmentSite) -> 
 
 
 # ── what does not last ──────────────────────────────────────────────────────────────────────────────────────────────
-def test_nobody_there_is_retried_for_ever_and_without_reconnection_it_is_a_failure(shared: EnrollmentSite) -> None:
+def test_nobody_there_is_retried_for_ever_and_without_reconnection_it_is_a_failure(
+    shared: EnrollmentSite,
+) -> None:
     token = shared.mint("patient")
     worker = shared.connect(token, shared.machine("patient"), url="ws://127.0.0.1:9")
     worker.wait_for(r"\(attempt 3\)")
