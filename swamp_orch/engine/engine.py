@@ -88,6 +88,8 @@ class Engine:
     # ── what runs and steps need ────────────────────────────────────────────────────────────────────────────────────
     def slot_nowait(self, order: Order, state: StepState, run: Run) -> Slot | None:
         """A slot, when one is free at this instant and nobody waits for it before."""
+        if self.stopping:
+            return None
         holder = str(uuid.uuid4())
         if order.placement.is_remote:
             return None if self.placing is None else self.placing.slot_nowait(holder, order, state, run)
@@ -98,7 +100,8 @@ class Engine:
         return Slot(holder, None, None, lambda: self._release_loopback(holder))
 
     async def slot(self, order: Order, state: StepState, run: Run) -> Slot:
-        """Permission to execute: a worker's slot for a placed step, else one of the loopback's."""
+        """Permission to execute: a worker's slot for a placed step, else one of the loopback's. While the process stops nothing is
+        granted any more: what waits is left to the next one."""
         holder = str(uuid.uuid4())
         if order.placement.is_remote:
             if self.placing is None:
@@ -107,9 +110,14 @@ class Engine:
                     hint="start one in another terminal: swamp serve",
                     code="no_orchestrator",
                 )
-            return await self.placing.slot(holder, order, state, run)
-        await self._loopback.acquire_on_behalf_of(holder)
-        return Slot(holder, None, None, lambda: self._release_loopback(holder))
+            slot = await self.placing.slot(holder, order, state, run)
+        else:
+            await self._loopback.acquire_on_behalf_of(holder)
+            slot = Slot(holder, None, None, lambda: self._release_loopback(holder))
+        if self.stopping:
+            slot.release()
+            await trio.sleep_forever()
+        return slot
 
     def taken_slot(self, holder: str, worker: str | None) -> Slot:
         """The slot of an execution that a previous process granted."""
