@@ -227,6 +227,7 @@ class Conversation(RuleBasedStateMachine):
         found += [Event(said(law)) for law in RULES if not law.is_request and peer not in law.senders]
         found += [Request(late, said(law)) for law in REQUESTS if peer not in law.senders]
         found += [Event(said(law)) for law in REQUESTS]
+        found += [Request(late, said(law)) for law in RULES if not law.is_request and peer in law.senders]
         found += [Request(number, said(DAILY[peer][0])) for number in end.due]  # an id again
         if end.enrolling or peer is not Side.WORKER:
             found.append(Request(late, ENROLL))
@@ -242,6 +243,12 @@ class Conversation(RuleBasedStateMachine):
         if end.state is State.CLOSED or (end.parted and peer is Side.ORCHESTRATOR):
             found += [Cancel(number) for number in range(1, 3)]
             found += [Request(late, said(law)) for law in REQUESTS]
+        if end.parted and peer is Side.ORCHESTRATOR:  # what would be lawful, were it not for the farewell
+            found = found[:4] + [
+                Response(number, answered(law), law.name)
+                for number, request in end.asked.items()
+                for law in [RULE_BY_BODY[type(request.body)]]
+            ]
         return found
 
     # ── what is always so ───────────────────────────────────────────────────────────────────────────────────
