@@ -165,6 +165,7 @@ class Engine:
         except BaseException:
             del self._runs[run.id]
             raise
+        self._reporter.info("run started", run=run.id, **{request.kind: request.workflow.name})
         self.go_on(run)
         return {"runId": run.id, "workflowName": request.workflow.name}
 
@@ -182,6 +183,9 @@ class Engine:
         except Exception as error:  # a fault in one run must not end the others
             self._reporter.fault("a run ended by a fault of swamp itself", error, run=run.id)
             await run.abort(f"swamp itself failed: {error!r}")
+        else:
+            told = {"error": run.error} if run.error else {}
+            self._reporter.info("run ended", run=run.id, status=run.status, **told)
         finally:
             self._orders.forget(run.id)
             run.feed.end()
