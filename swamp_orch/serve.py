@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     import trio
     from hypercorn.config import Config
 
+    from swamp_orch.engine.assembly import Assembled
     from swamp_orch.engine.engine import Engine
     from swamp_orch.gateway.control import ControlDesk
 
@@ -56,6 +57,7 @@ GIL_SLICE_S: Final = (
 )
 GC_THRESHOLDS: Final = (20_000, 20, 100)
 """Values die by their reference counts; cycles are few. The default looks for them every 700 allocations."""
+NOTE_SLOTS_EVERY_S: Final = 1.0
 COLLECT_EVERY_S: Final = 3_600.0
 LOCK_TRIES_S: Final = (
     0.02,
@@ -371,6 +373,7 @@ class _Daemon:
                 await self._open_doors(nursery, gateway, stop)
                 nursery.start_soon(desk.watch_tokens)
                 nursery.start_soon(self._collect)
+                nursery.start_soon(self._note_slots, desk, parts)
                 await parts.reconcile()
                 desk.open()
                 self._announce()
@@ -448,6 +451,18 @@ class _Daemon:
                 "use --tls-cert and --tls-key, or a proxy that ends TLS",
                 host=self._host,
             )
+
+    async def _note_slots(self, desk: "ControlDesk", parts: "Assembled") -> None:
+        """What workers run, into their records: at most once a second each, because a busy worker changes a thousand times."""
+        import trio
+
+        while True:
+            await trio.sleep(NOTE_SLOTS_EVERY_S)
+            active = parts.placing.active() if parts.placing is not None else {}
+            for member in tuple(desk.members.values()):
+                held = active.get(member.name, ())
+                if held != member.state.active:
+                    await desk.update(member, active=held)
 
     async def _collect(self) -> None:
         """Retention and lifetimes, enforced now and then (`swamp data gc` does the same at once)."""
