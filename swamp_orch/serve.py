@@ -392,6 +392,9 @@ class _Daemon:
 
         from hypercorn.trio import serve
 
+        from swamp_orch.gateway.listener import keep_connections_apart
+
+        keep_connections_apart(self._report.fault)
         for listener, trusted in ((self._tcp, False), (self._private, True)):
             config = self._config(listener, secure=not trusted and self._options.tls_cert is not None)
             app: Any = gateway.app(trusted=trusted)

@@ -65,7 +65,14 @@ class AsgiPipe:
         self._send = send
 
     async def send(self, data: bytes) -> None:
-        await self._send({"type": "websocket.send", "bytes": data, "text": None})
+        await self._say({"type": "websocket.send", "bytes": data, "text": None})
+
+    async def _say(self, message: dict[str, Any]) -> None:
+        try:
+            await self._send(message)
+        except (trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError):
+            # Busy: the server library is answering the peer's close at this instant.
+            raise Broken("the worker's socket closed") from None
 
     async def receive(self) -> bytes:
         message = await self._receive()
@@ -77,7 +84,7 @@ class AsgiPipe:
         return data
 
     async def aclose(self) -> None:
-        await self._send({"type": "websocket.close", "code": 1000, "reason": ""})
+        await self._say({"type": "websocket.close", "code": 1000, "reason": ""})
 
 
 class _ClientGone(Exception):
