@@ -421,9 +421,20 @@ class Flights:
             done = await answered(self._store.submit(Batch((*records, record_of(end.lease)))))
         except SwampError as error:
             await self._commit_failed(flight.dispatch, error)
+            self._ask_again(flight)
             return None
         self._tell(core.Committed(flight.dispatch))
         return done
+
+    def _ask_again(self, flight: Flight) -> None:
+        """A report could not be saved. Its holder has it still, and says it again when it is told so."""
+        again = Refused(
+            RefusalCode.OVERLOADED, "the end could not be recorded yet", retry_after_s=STORE_RETRY_S
+        )
+        for member, request in self._unnoted.pop(flight.dispatch, ()):
+            member.link.refuse(request, again)
+        if flight.slot.worker is None and flight.finished is not None:
+            self.report(flight, flight.finished)
 
     def ask_cancel(self, flight: Flight, kind: CancelKind, reason: str) -> None:
         self._tell(core.CancelAsked(flight.dispatch, kind, reason))
@@ -450,6 +461,8 @@ class Flights:
             flight = self._flights.get(one.dispatch)
             if flight is not None and flight.message.fence == one.fence and flight.slot.worker == state.name:
                 flight.slot.member = member
+        for one in held:
+            self._verdicts.pop(one.dispatch, None)  # on an earlier link, which did not wait for it
         self._tell(returned)
         with trio.move_on_after(self._tempo.silence_s):
             while any(one.dispatch not in self._verdicts for one in held):

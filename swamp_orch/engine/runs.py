@@ -402,6 +402,7 @@ class Run:
     async def _step(
         self, state: StepState, work: StepWork, order: Order | SwampError | None, lease: Lease | None
     ) -> None:
+        recorded = False
         try:
             if isinstance(order, SwampError):
                 raise order
@@ -410,11 +411,12 @@ class Run:
             elif order is not None:
                 await self._advance(StepStarted(state.key))
                 await work.run(order)
+            recorded = order is not None
         except SwampError as error:
             state.status, state.error, state.error_code = StepStatus.FAILED, _told(error), error.error_code
             state.allowed = state.step.allow_failure
             state.ended_ms = self._parts.clock_ms()
-        if not state.dispatch:
+        if not recorded:
             state.ended_ms = state.ended_ms or self._parts.clock_ms()
             await commit(
                 self._parts.store,

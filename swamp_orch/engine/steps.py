@@ -142,6 +142,13 @@ class _Granting:
     future: "Future[Committed]"
 
 
+@attrs.frozen
+class _Later:
+    """The method failed, and is tried again after a pause."""
+
+    after_s: float
+
+
 class StepWork:
     """Executes one step until it has ended. `run` is called once; `ask_cancel` may come at any time."""
 
@@ -193,9 +200,16 @@ class StepWork:
             try:
                 again = await self._attempt(order, granting)
             finally:
-                granting.flight.slot.release()
+                if not self._granted or granting.flight.slot.worker is None:
+                    granting.flight.slot.release()  # else its lease frees it: what ran there may live on
             if again is None:
                 return
+            if isinstance(again, _Later):
+                with self._waiting:
+                    await trio.sleep(again.after_s)
+                if self._waiting.cancelled_caught:
+                    await self._end_waiting()
+                    return
 
     async def resume(self, order: Order, lease: Lease) -> None:
         """Go on with an execution that a previous process of the orchestrator granted."""
@@ -203,7 +217,7 @@ class StepWork:
         slot = parts.taken_slot(lease.dispatch, lease.worker)
         message = order.dispatch(lease.dispatch, attempt=lease.attempt, fence=lease.fence, resolve=False)
         flight = self._flight = parts.flights.reopen(message, slot, lease, self._emit_line)
-        again: Again | None = None
+        again: Again | _Later | None = None
         try:
             parts.flights.found(flight)
             self._granted = True
@@ -212,7 +226,8 @@ class StepWork:
             again = await self._until_ended(order, flight, here=False)
         finally:
             self._flight = None
-            slot.release()
+            if not self._granted or slot.worker is None:
+                slot.release()
             parts.flights.close(flight)
         if again is not None:
             await self.run(order)
@@ -243,10 +258,11 @@ class StepWork:
         step = records.step_record(run.origin(state), state.attributes(run.id))
         future = parts.store.submit(Batch((*slot.handover, flight.grant_record(), step)))
         self._flight, self._granted = flight, False
+        self._control = Control()
         return _Granting(flight, future)
 
-    async def _attempt(self, order: Order, granting: "_Granting") -> Again | None:
-        """Execute and end. `Again` when the step is to be placed anew, None when it has ended."""
+    async def _attempt(self, order: Order, granting: "_Granting") -> "Again | _Later | None":
+        """Execute and end. `Again` or `_Later` when the step is to be placed anew, None when it has ended."""
         flight = granting.flight
         try:
             await answered(granting.future)
@@ -260,7 +276,7 @@ class StepWork:
             self._flight = None
             self._parts.flights.close(flight)
 
-    async def _until_ended(self, order: Order, flight: Flight, *, here: bool) -> Again | None:
+    async def _until_ended(self, order: Order, flight: Flight, *, here: bool) -> "Again | _Later | None":
         """Execute here, or follow the worker, to an end that is durable."""
         parts, state = self._parts, self._state
         if here:
@@ -271,8 +287,9 @@ class StepWork:
             end = await flight.wait()
             match end:
                 case Reported():
-                    if await self._complete(order, flight, end):
-                        return None
+                    later = self._retry(end.finished)
+                    if await self._complete(order, flight, end, later):
+                        return later
                 case Again():
                     state.losses, state.avoid = (
                         end.losses,
@@ -287,10 +304,20 @@ class StepWork:
                     state.status = StepStatus.CANCELLED if cancelled else StepStatus.FAILED
                     state.error, state.error_code = end.reason, end.code
                     state.left, state.ended_ms = end.left, parts.clock_ms()
+                    state.allowed = end.cancelled is CancelKind.TIMEOUT and state.step.allow_failure
                     await self._seal_partial(order, flight)
                     return None
 
-    async def _complete(self, order: Order, flight: Flight, end: Reported) -> bool:
+    def _retry(self, finished: Finished) -> "_Later | None":
+        """Whether a failure of the method is tried again, by the step's `retry`: each time after twice the pause."""
+        retry = self._state.step.retry
+        if retry is None or finished.outcome is not Outcome.FAILED or self._cancel_reason:
+            return None
+        if self._state.retries >= retry.attempts:
+            return None
+        return _Later(retry.backoff_s * 2**self._state.retries)
+
+    async def _complete(self, order: Order, flight: Flight, end: Reported, later: "_Later | None") -> bool:
         """Commit outputs, log, step and lease together; False when somebody ended the lease before."""
         parts, run, state, finished = self._parts, self._run, self._state, end.finished
         state.left, state.ended_ms = finished.left, parts.clock_ms()
@@ -298,12 +325,20 @@ class StepWork:
         state.error = finished.error or ""
         if finished.outcome is Outcome.CANCELLED and self._cancel_reason:
             state.status, state.error = self._cancel_status, self._cancel_reason
-        state.allowed = state.status is StepStatus.FAILED and state.step.allow_failure
+        state.allowed = state.status is StepStatus.FAILED and state.step.allow_failure and later is None
+        if later is not None:
+            state.status, state.retries = StepStatus.WAITING, state.retries + 1
+            state.reason = f"{state.error}; tried again in {later.after_s:g} s"
         made = await self._outputs(order, flight, finished)
         batch = (*made, records.step_record(run.origin(state), state.attributes(run.id)))
         done = await parts.flights.commit_end(flight, end, batch)
         if done is None:
+            if later is not None:
+                state.retries -= 1
             return False
+        if later is not None:
+            run.warn(state.reason, state)
+            state.error = ""
         state.records = _described(made, done.records)
         flight.spool.remove()
         return True
