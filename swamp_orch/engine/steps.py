@@ -156,7 +156,7 @@ class StepWork:
         self._parts = parts
         self._run = run
         self._state = state
-        self._waiting = trio.CancelScope()  # around every wait that holds no execution
+        self._waiting = trio.CancelScope()  # around the present wait, if it holds no execution
         self._control = Control()
         self._flight: Flight | None = None
         self._granting: _Granting | None = None
@@ -191,7 +191,7 @@ class StepWork:
             granting, self._granting = self._granting, None
             if granting is None:
                 slot: Slot | None = None
-                with self._waiting:
+                with self._wait():
                     slot = await self._parts.slot(order, self._state, self._run)
                 if slot is None:
                     await self._end_waiting()
@@ -205,11 +205,18 @@ class StepWork:
             if again is None:
                 return
             if isinstance(again, _Later):
-                with self._waiting:
+                with self._wait():
                     await trio.sleep(again.after_s)
                 if self._waiting.cancelled_caught:
                     await self._end_waiting()
                     return
+
+    def _wait(self) -> trio.CancelScope:
+        """A scope that a cancel ends; at once when one was asked for already."""
+        self._waiting = trio.CancelScope()
+        if self._cancel_reason:
+            self._waiting.cancel()
+        return self._waiting
 
     async def resume(self, order: Order, lease: Lease) -> None:
         """Go on with an execution that a previous process of the orchestrator granted."""
