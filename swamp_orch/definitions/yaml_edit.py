@@ -19,7 +19,7 @@ from typing import Any, Final
 from swamp_orch.definitions.yaml_source import DocumentPath, Parsed, parse, resolve
 from swamp_proto.errors import Bug, InvalidDefinition, LocalError
 
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_/.@$(][^\n\t\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff]*")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_/.$(][^\n\t\x00-\x1f\x7f-\x9f\ud800-\udfff\ufeff]*")
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
