@@ -152,10 +152,9 @@ class ControlDesk:
         except* (Broken, trio.BrokenResourceError):
             pass
         except* (RemoteError, LocalError) as group:
-            error = group.exceptions[0]
+            error = _first(group)
             self._report.warning("worker broke the protocol", worker=member.name, error=str(error))
-            if isinstance(error, SwampError):
-                member.farewell = Refused(refusal_of(error), str(error))
+            member.farewell = Refused(refusal_of(error), str(error))
         finally:
             with trio.CancelScope(shield=True):
                 await self._leave(member)
@@ -333,3 +332,11 @@ class ControlDesk:
             member.end(farewell)
         for member in members:
             await member.gone.wait()
+
+
+def _first(group: BaseExceptionGroup[SwampError]) -> SwampError:
+    """One of the errors: a link's tasks are in nurseries of their own, so groups are in groups."""
+    found: SwampError | BaseExceptionGroup[SwampError] = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
