@@ -1,0 +1,237 @@
+"""Runs in one process, without workers: what the engine does with steps, from the call to the records."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from swamp_orch.api.inprocess import InProcessSession
+from swamp_orch.definitions.repository import find, init
+from swamp_proto.errors import NotFound, SwampError
+
+
+class Place:
+    """A repository and a session on it."""
+
+    def __init__(self, root: Path) -> None:
+        init(root)
+        self.root = root
+        self.session = InProcessSession(find(root))
+
+    def model(self, name: str, run: str) -> None:
+        self.session.call(
+            "model.create", type="command/shell", name=name, arguments={"execute": {"run": run}}
+        )
+
+    def workflow(self, name: str, jobs: str) -> None:
+        self.session.call("workflow.create", name=name, text=f"name: {name}\n{jobs}\nversion: 1\n")
+
+    def run(self, name: str, **inputs: Any) -> dict[str, Any]:
+        """The `run_ended` event; every event of the run is in `events`."""
+        run_id = self.session.call("workflow.run", name=name, inputs=inputs)["runId"]
+        self.events = list(self.session.stream("run.attach", runId=run_id))
+        assert self.events[-1]["kind"] == "run_ended"
+        return self.events[-1]
+
+    def ends(self) -> dict[str, str]:
+        return {event["step"]: event["status"] for event in self.events if event["kind"] == "step_ended"}
+
+    def query(self, predicate: str, select: str) -> list[Any]:
+        found: list[Any] = self.session.call("data.query", predicate=predicate, select=select)["results"]
+        return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    found = Place(tmp_path)
+    yield found
+    found.session.close()
+
+
+def step(name: str, model: str, more: str = "") -> str:
+    extra = f", {more}" if more else ""
+    return f"      - {{name: {name}, task: {{type: model_method, modelIdOrName: {model}, methodName: execute}}{extra}}}"
+
+
+def job(*steps: str, more: str = "") -> str:
+    return "\n".join(["jobs:", f"  - name: j{more}", "    steps:", *steps])
+
+
+def test_events_are_numbered_without_gaps_and_say_what_happened(place: Place) -> None:
+    place.model("say", "echo one; echo two >&2")
+    place.workflow("w", job(step("s", "say")))
+    ended = place.run("w")
+    assert [event["seq"] for event in place.events] == list(range(1, len(place.events) + 1))
+    assert ended["status"] == "succeeded"
+    assert ended["left"] == 0
+    lines = {(event["stream"], event["line"]) for event in place.events if event["kind"] == "step_output"}
+    assert lines == {("stdout", "one"), ("stderr", "two")}
+    assert place.query('modelName == "say" && specName == "result"', "attributes.stdout") == ["one"]
+
+
+def test_a_failed_method_is_tried_again_as_often_as_its_step_says(place: Place) -> None:
+    witness = place.root / "witness"
+    place.model("flaky", f"echo x >> {witness}; test $(wc -l < {witness}) -ge 3")
+    place.workflow("w", job(step("s", "flaky", "retry: {attempts: 2, backoff: 0}")))
+    assert place.run("w")["status"] == "succeeded"
+    assert witness.read_text() == "x\n" * 3
+    rows = place.query(
+        'modelName == "flaky" && specName == "result" && version > 0', "[outcome, attributes.exitCode]"
+    )
+    assert rows == [["failed", 1], ["failed", 1], ["", 0]]
+
+
+def test_tries_are_bounded_and_the_last_error_is_the_steps(place: Place) -> None:
+    place.model("bad", "exit 4")
+    place.workflow("w", job(step("s", "bad", "retry: {attempts: 1, backoff: 0}")))
+    ended = place.run("w")
+    assert ended["status"] == "failed"
+    assert "code 4" in ended["error"]
+    (attempts,) = [event["attempts"] for event in place.events if event["kind"] == "step_ended"]
+    assert attempts == 2
+
+
+def test_a_step_timeout_fails_the_step_and_keeps_the_evidence(place: Place) -> None:
+    place.model("slow", "echo begun; exec sleep 60")
+    place.workflow("w", job(step("s", "slow", "timeout: 1")))
+    ended = place.run("w")
+    assert ended["status"] == "failed"
+    assert ended["left"] == 0
+    assert place.query('modelName == "slow" && specName == "result"', "attributes.stdout") == ["begun"]
+
+
+def test_a_job_timeout_ends_its_steps_and_not_those_of_others(place: Place) -> None:
+    place.model("slow", "exec sleep 60")
+    place.model("quick", "true")
+    text = job(step("s", "slow"), more="\n    timeout: 1")
+    place.workflow("w", f"{text}\n  - name: other\n    steps:\n{step('q', 'quick')}")
+    assert place.run("w")["status"] == "failed"
+    assert place.ends() == {"s": "failed", "q": "succeeded"}
+
+
+def test_a_run_timeout_fails_the_run(place: Place) -> None:
+    place.model("slow", "exec sleep 60")
+    place.workflow("w", f"timeout: 1\n{job(step('s', 'slow'), step('t', 'slow', 'dependsOn: [s]'))}")
+    ended = place.run("w")
+    assert ended["status"] == "failed"
+    assert "timed out" in ended["error"]
+    assert set(place.ends().values()) == {"cancelled"}
+
+
+def test_for_each_makes_a_step_of_every_item(place: Place) -> None:
+    place.model("say", "echo x")
+    place.workflow(
+        "w",
+        """inputs:
+  type: object
+  properties:
+    names: {type: array, items: {type: string}}
+  required: [names]
+jobs:
+  - name: j
+    steps:
+      - name: greet
+        forEach: {item: who, in: "${{ inputs.names }}"}
+        task:
+          type: model_method
+          modelIdOrName: say
+          methodName: execute
+          inputs: {run: "echo hello ${{ self.who }}"}
+""",
+    )
+    assert place.run("w", names=["ann", "bob"])["counts"]["succeeded"] == 2
+    assert set(place.ends()) == {"greet-ann", "greet-bob"}
+    assert sorted(event["line"] for event in place.events if event["kind"] == "step_output") == [
+        "hello ann",
+        "hello bob",
+    ]
+
+
+def test_a_placed_step_without_an_orchestrator_says_how_to_start_one(place: Place) -> None:
+    place.model("say", "echo x")
+    place.workflow("w", job(step("s", "say", "target: far-away")))
+    ended = place.run("w")
+    assert ended["status"] == "failed"
+    assert "swamp serve" in ended["error"]
+
+
+def test_a_model_that_is_not_there_fails_its_step_by_name(place: Place) -> None:
+    place.model("say", "echo x")
+    place.workflow(
+        "w", job(step("s", "nobody"), step("t", "say", "dependsOn: [{step: s, condition: {type: failed}}]"))
+    )
+    ended = place.run("w")
+    assert "nobody" in ended["error"]
+    assert place.ends() == {"s": "failed", "t": "succeeded"}
+
+
+def test_text_that_comes_from_data_is_never_parsed(place: Place) -> None:
+    """An output that looks like an expression stays text in the step that uses it."""
+    place.model("tricky", "printf '$%s' '{{ vault.get(\"v\", \"k\") }}'")
+    place.model("say", "echo x")
+    place.workflow(
+        "w",
+        job(
+            step("s", "tricky"),
+            """      - name: t
+        dependsOn: [s]
+        task:
+          type: model_method
+          modelIdOrName: say
+          methodName: execute
+          inputs:
+            run: "printf '%s' \\"${{ data.latest('tricky', 'result').attributes.stdout }}\\""
+""",
+        ),
+    )
+    assert place.run("w")["status"] == "succeeded"
+    assert place.query('modelName == "say" && specName == "result"', "attributes.stdout") == [
+        '${{ vault.get("v", "k") }}'
+    ]
+
+
+def test_what_is_recorded_reads_back_as_the_run_ended(place: Place) -> None:
+    place.model("say", "echo x")
+    place.model("bad", "exit 1")
+    place.workflow("w", job(step("s", "say"), step("b", "bad"), step("n", "say", "dependsOn: [b]")))
+    ended = place.run("w")
+    stored = place.session.call("run.get", runId=ended["runId"])
+    shown = {step["name"]: step["status"] for job in stored["jobs"] for step in job["steps"]}
+    assert shown == {"s": "succeeded", "b": "failed", "n": "skipped"}
+    assert stored["counts"] == ended["counts"]
+    assert stored["status"] == "failed"
+    assert place.session.call("run.doctor")["findings"] == []
+
+
+def test_an_unknown_run_is_said_to_be_unknown(place: Place) -> None:
+    with pytest.raises(NotFound):
+        place.session.call("run.get", runId="00000000-0000-4000-8000-000000000000")
+
+
+def test_leases_of_ended_steps_are_ended(place: Place) -> None:
+    place.model("say", "echo x")
+    place.workflow("w", job(*(step(f"s{number}", "say") for number in range(5))))
+    place.run("w")
+    states = place.query('modelType == "swamp/step-lease" && version > 0 && isLatest', "attributes.state")
+    assert states == ["completed"] * 5
+
+
+def test_a_cancelled_run_leaves_nothing(place: Place) -> None:
+    place.model("slow", "exec sleep 60")
+    place.workflow("w", job(step("s", "slow"), step("t", "slow", "dependsOn: [s]")))
+    run_id = place.session.call("workflow.run", name="w")["runId"]
+    events = place.session.stream("run.attach", runId=run_id)
+    while next(events)["kind"] != "step_started":
+        pass
+    answer = place.session.call("run.cancel", runId=run_id, reason="enough")
+    assert answer["left"] == 0
+    last = list(events)[-1]
+    assert last["status"] == "cancelled"
+    assert last["error"] == "enough"
+
+
+def test_a_run_that_cannot_begin_leaves_no_record(place: Place) -> None:
+    with pytest.raises(SwampError):
+        place.session.call("workflow.run", name="nothing")
+    assert place.session.call("run.list")["runs"] == []
