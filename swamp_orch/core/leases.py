@@ -201,11 +201,15 @@ class Leases(Reconciling):
             entry.dead = entry.dead or event.left == 0
             return
         if not entry.active:
+            message = f"late result from {entry.lease.holder}: the lease had ended, {entry.lease.reason}"
             if entry.lease.completed:
                 yield NoteFinish(event.dispatch)
-            else:
-                message = f"late result from {entry.lease.holder}: the lease had ended, {entry.lease.reason}"
+            elif entry.end_durable:
                 yield RefuseFinish(event.dispatch, message)
+            elif entry.dirty:  # its holder forgets what is refused: not before the end is durable
+                entry.to_say = (*entry.to_say, RefuseFinish(event.dispatch, message))
+            else:
+                entry.said = (*entry.said, RefuseFinish(event.dispatch, message))
             if event.left == 0:
                 yield from self._found_dead(entry)
             return
@@ -263,8 +267,10 @@ class Leases(Reconciling):
         commit, entry.under_way = entry.under_way, None
         said, entry.said = entry.said, ()
         stored = event.stored
+        answers = tuple(one for one in (*said, *entry.to_say) if isinstance(one, NoteFinish | RefuseFinish))
         if not stored.active:
             yield from self._ended_elsewhere(entry, stored)
+            yield from answers
             return
         base = entry.lease if entry.end is None else entry.end.lease
         entry.lease = attrs.evolve(
@@ -276,7 +282,7 @@ class Leases(Reconciling):
         )
         if entry.end is not None:  # decide again: what was believed about writes may be wrong
             end, entry.end = entry.end, None
-            entry.stage, entry.to_say, entry.requeue = end.stage, (), None
+            entry.stage, entry.to_say, entry.requeue = end.stage, answers, None
             yield from end.again()
         elif commit is Commit.REPORT:
             yield from self._report_unsaved(entry)
@@ -366,6 +372,9 @@ class Leases(Reconciling):
         stage = entry.stage if entry.stage in (Stage.CANCELLING, Stage.FINISHING) else Stage.RUNNING
         self._go(entry, Happening.RETURNED_HOLDING, stage)
         entry.link_up, entry.replace_s = True, None
+        # A verdict that an earlier link still waits for says nothing about this one.
+        entry.said = tuple(one for one in entry.said if not isinstance(one, Keep))
+        entry.to_say = tuple(one for one in entry.to_say if not isinstance(one, Keep))
         entry.lease = attrs.evolve(
             entry.lease,
             link=link,
