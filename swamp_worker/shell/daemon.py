@@ -521,16 +521,21 @@ class Worker:
                 f"Dispatch {dispatch.dispatch[:8]}: {left} processes are left {STUCK_S:.0f} s after KILL; "
                 "its slot stays taken until they are gone"
             )
-            self._start(self._watch_stuck, dispatch.dispatch)
+            self._start(self._watch_stuck, step)
         self._act(holdings.Ended(dispatch.dispatch, finished.last_line))
         if self._link is not None:
             self._link.wake()
         self._changed.unpark_all()
 
-    async def _watch_stuck(self, name: str) -> None:
+    async def _watch_stuck(self, step: _Step) -> None:
+        name = step.dispatch.dispatch
         while not self._ports.settle(name):  # noqa: ASYNC110 - the kernel has no event for an emptied group
             await trio.sleep(STUCK_LOOK_S)
         self._slots.handle(slots.Emptied(name))
+        assert step.finished is not None
+        step.finished = attrs.evolve(step.finished, left=0)  # what is still to be said, or is said again
+        if self._link is not None and name not in self._holdings:  # the end was noted, with something left
+            self._link.ask(step.finished, lambda reply: None)
         self._voice.notice("info", f"Dispatch {name[:8]}: nothing is left; its slot is free again")
         self._changed.unpark_all()
 

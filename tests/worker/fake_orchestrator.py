@@ -225,7 +225,8 @@ class Orchestrator:
             await self._refuse(request, self.end_failures.popleft(), "not now", None)
             return
         assert finished.last_line - finished.lines_lost <= len(kept.lines), "an end before its last line"
-        assert kept.finished in (None, finished), "two different ends"
+        again = None if kept.finished is None else attrs.evolve(kept.finished, left=finished.left)
+        assert again in (None, finished), "two different ends"  # what was left may be gone since
         kept.finished = finished
         if self.notes_ends:
             await self._reply(request, FinishNoted(finished.dispatch, True))
