@@ -1,6 +1,6 @@
 """Run events: what a client that watches a run is told, as JSON objects, in order.
 
-Every event has `seq` (from 1, per run, no gaps), `at` (wall milliseconds) and `kind`. They are what `workflow run --json`
+Every event has `seq` (from 1, per run; a client that can not keep up is told how many events it missed), `at` (wall milliseconds) and `kind`. They are what `workflow run --json`
 prints, what the tree output is drawn from, and what `run.attach` replays.
 
 | kind | further fields |

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from swamp_orch.engine.steps import StepState
     from swamp_orch.gateway.link import Link
 
-RECORD_AFTER_S: Final = 5.0  # a step that waits longer than this gets a queue record, and its run is told why
-RECORD_TICK_S: Final = 1.0
+FEW_WAITING: Final = 64
+RECORD_AFTER_S: Final = 1.0  # a step that waits longer than this gets a queue record, and its run is told why …
+RECORD_MANY_AFTER_S: Final = 5.0  # … or than this, where many wait and most will start in a moment
+RECORD_TICK_S: Final = 0.5
 
 
 class Member(Protocol):
@@ -256,10 +258,11 @@ class Placing:
         )
 
     async def watch(self) -> None:
-        """Every second: record and tell what waits longer than a moment."""
+        """Record and tell what waits longer than a moment."""
         while True:
             await trio.sleep(RECORD_TICK_S)
-            due_s = trio.current_time() - RECORD_AFTER_S
+            few = len(self._tickets) <= FEW_WAITING
+            due_s = trio.current_time() - (RECORD_AFTER_S if few else RECORD_MANY_AFTER_S)
             due = [
                 ticket
                 for ticket in self._tickets.values()
