@@ -65,6 +65,7 @@ LOCK_TRIES_S: Final = (
     0.1,
 )  # a client may hold the lock for an instant, to see whether somebody serves
 BACKLOG: Final = 1_024
+UNHEARD_S_MIN: Final = 5.0
 
 
 @attrs.frozen
@@ -194,6 +195,9 @@ def _listen(options: ServeOptions) -> socket.socket:
         ) from None
     listener = socket.socket(found[0], socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # what nobody acknowledges for so long ends the connection
+        silence_ms = round(max(Tempo(options.grace_s).silence_s, UNHEARD_S_MIN) * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, silence_ms)
     try:
         listener.bind(found[4])
         listener.listen(BACKLOG)

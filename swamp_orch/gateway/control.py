@@ -62,6 +62,9 @@ from swamp_proto.messages.enrollment import (
 
 __all__ = ["ControlDesk", "Dispatches", "Member", "Reporter"]
 
+FAREWELL_S: Final = 1.0
+PARTING_S: Final = 3.0  # for all farewells when the orchestrator stops
+STUCK_WRITER_S: Final = 1.0
 STALL_SHARE: Final = 0.5  # of the silence bound: later than this we slept ourselves
 GUESSES: Final = frozenset({RefusalCode.DOES_NOT_MATCH})  # answered late
 
@@ -141,13 +144,22 @@ class ControlDesk:
             member, request, reply = await self._enroll(link, address)
         except (Broken, trio.BrokenResourceError):
             return
+        async with trio.open_nursery() as outside:
+            outside.start_soon(self._see_off, member)
+            try:
+                await self._session(member, request, reply)
+            finally:
+                member.parted.set()
+            outside.cancel_scope.cancel()
+
+    async def _session(self, member: Member, request: Request, reply: Enrolled) -> None:
         try:
             with member.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch_silence, member)
-                    link.reply(request, reply)
+                    member.link.reply(request, reply)
                     self._dispatches.worker_ready(member)
-                    await link.run(partial(self._frame, member))
+                    await member.link.run(partial(self._frame, member))
                     nursery.cancel_scope.cancel()
         except* (Broken, trio.BrokenResourceError):
             pass
@@ -158,6 +170,16 @@ class ControlDesk:
         finally:
             with trio.CancelScope(shield=True):
                 await self._leave(member)
+                if member.farewell is not None:
+                    with trio.move_on_after(FAREWELL_S):
+                        await member.link.say_last(farewell(member.farewell))
+
+    async def _see_off(self, member: Member) -> None:
+        """A session that was cut is over, also when a half-open socket keeps its writer: the server shields what it sends."""
+        await member.ending.wait()
+        await trio.sleep(STUCK_WRITER_S)
+        with trio.CancelScope(shield=True):
+            await self._leave(member)
 
     async def _enroll(self, link: Link, address: str) -> tuple[Member, Request, Enrolled]:
         """Admit the peer, or tell it why not and raise Broken."""
@@ -270,13 +292,15 @@ class ControlDesk:
                 break
             heard = member.link.frames_read
         self._report.warning("worker is silent", worker=member.name, silence_s=silence_s)
-        member.scope.cancel()
+        member.end()
 
     async def _leave(self, member: Member) -> None:
+        """Everything that counts on this member lets go of it; once."""
+        if member.left:
+            await member.gone.wait()
+            return
+        member.left = True
         self.sessions.end(member)
-        if member.farewell is not None:
-            with trio.move_on_after(1):
-                await member.link.say_last(farewell(member.farewell))
         member.link.closed = True
         if self.members.get(member.name) is member:
             del self.members[member.name]
@@ -330,8 +354,9 @@ class ControlDesk:
         members = tuple(self.members.values())
         for member in members:
             member.end(farewell)
-        for member in members:
-            await member.gone.wait()
+        with trio.move_on_after(PARTING_S):
+            for member in members:
+                await member.parted.wait()
 
 
 def _first(group: BaseExceptionGroup[SwampError]) -> SwampError:

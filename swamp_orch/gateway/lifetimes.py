@@ -80,11 +80,15 @@ class Lifetimes:
             self._sooner = trio.Event()
 
     def _pause_s(self) -> float:
-        """Until the next end of a life, if that is sooner than the tick."""
+        """Until the next end of a life or warning of it, if that is sooner than the tick."""
         now_ms = self._clock_ms()
-        ends = [token.expires_ms for token in self._watch.tokens.values() if token.state in LIVE]
-        next_s = (min(ends, default=now_ms + 60_000) - now_ms) / 1000
-        return max(0.01, min(TOKEN_TICK_S, next_s))
+        soon_ms = now_ms + TOKEN_TICK_S * 1000
+        for token in self._watch.tokens.values():
+            if token.state in LIVE:
+                for instant in (*warning_instants(token), token.expires_ms):
+                    if now_ms < instant < soon_ms:
+                        soon_ms = instant
+        return max(0.01, (soon_ms - now_ms) / 1000)
 
     async def _look(self) -> None:
         # Taken down first: whoever is here now has a token that the look will find.

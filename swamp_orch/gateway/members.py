@@ -26,7 +26,10 @@ class Member:
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     warned: int = 0  # token warnings already given
     farewell: Refused | None = None  # said before the link ends
-    gone: trio.Event = attrs.field(factory=trio.Event)
+    left: bool = False
+    ending: trio.Event = attrs.field(factory=trio.Event)  # somebody cut it
+    gone: trio.Event = attrs.field(factory=trio.Event)  # nothing counts on it any more
+    parted: trio.Event = attrs.field(factory=trio.Event)  # its last words were written, or could not be
 
     @property
     def name(self) -> str:
@@ -35,6 +38,7 @@ class Member:
     def end(self, farewell: Refused | None = None) -> None:
         """Cut the session; `farewell` tells the worker why."""
         self.farewell = self.farewell or farewell
+        self.ending.set()
         self.scope.cancel()
 
     def seen(self, now_ms: int) -> WorkerState:

@@ -225,12 +225,14 @@ def test_an_orchestrator_that_was_killed_finds_its_workers_again(own: Enrollment
 def test_expiry_while_connected_is_a_hard_deadline_with_warnings_and_renew_moves_it(
     shared: EnrollmentSite,
 ) -> None:
-    life_s = 4.0
+    life_s = 5.0
     short, longer = shared.mint("mayfly", life_s), shared.mint("renewed", life_s)
-    worker = shared.connect(short, shared.machine("mayfly"), enrolled="mayfly")
-    other = shared.connect(longer, shared.machine("renewed"), enrolled="renewed")
-    gate = shared.gate("mayfly-step", "mayfly")
+    worker = shared.connect(short, shared.machine("mayfly"))
+    other = shared.connect(longer, shared.machine("renewed"))
+    worker.wait_for("Enrolled as mayfly")
+    other.wait_for("Enrolled as renewed")
     shared.call("token.renew", name="renewed", durationMs=3_600_000)
+    gate = shared.gate("mayfly-step", "mayfly")
     worker.wait_for("Warning: token 'mayfly' expires in .*swamp worker token renew mayfly")
     refused(worker, RefusalCode.EXPIRED, ExitCode.EXPIRED)
     assert shared.token_row("mayfly")["state"] == "expired"

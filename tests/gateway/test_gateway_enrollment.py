@@ -22,10 +22,12 @@ from swamp_proto.messages.enrollment import (
     Farewell,
     HeldDispatch,
     HeldPhase,
+    Notice,
     Predecessor,
     RefreshSession,
     SessionRefreshed,
 )
+from swamp_proto.trio_io import MemoryPipe, memory_pipe_pair
 
 
 def code(answer: Any) -> RefusalCode:
@@ -191,6 +193,48 @@ async def test_a_dead_link_is_closed_and_the_newcomer_waits_unless_it_proves(
             assert code(found) is answer
             assert found.retry_after_s == 1.5
             assert "node" not in it.desk.members
+
+
+class Stuck:
+    """A pipe whose peer has vanished behind full buffers: a send never ends, and can not be cancelled (the server shields it)."""
+
+    def __init__(self, pipe: MemoryPipe) -> None:
+        self._pipe = pipe
+        self.stuck = False
+        self.released = trio.Event()
+
+    async def send(self, data: bytes) -> None:
+        if self.stuck:
+            with trio.CancelScope(shield=True):
+                await self.released.wait()
+        await self._pipe.send(data)
+
+    async def receive(self) -> bytes:
+        return await self._pipe.receive()
+
+    async def aclose(self) -> None:
+        await self._pipe.aclose()
+
+
+async def test_a_half_open_socket_with_full_buffers_keeps_nobody_out() -> None:
+    async with gate() as it:
+        token = it.mint("node")
+        ours, theirs = memory_pipe_pair()
+        pipe = Stuck(theirs)
+        it.nursery.start_soon(it.desk.serve, pipe, "10.0.0.1")
+        assert isinstance(await Peer(ours).enroll(token), Enrolled)
+        old = it.desk.members["node"]
+        pipe.stuck = True
+        old.link.post(Notice("info", "never written"))
+        await trio.testing.wait_all_tasks_blocked()
+        try:
+            assert isinstance(await it.dial().enroll(token, counter=2), Enrolled)
+            assert it.desk.members["node"] is not old
+            assert not old.parted.is_set()
+        finally:
+            pipe.released.set()
+        await old.parted.wait()
+        assert it.desk.members["node"].state.connected
 
 
 # ── the door ────────────────────────────────────────────────────────────────────────────────────────────────────────
