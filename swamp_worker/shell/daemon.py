@@ -431,6 +431,10 @@ class Worker:
         if name in self._holdings and name not in self._slots.taken:  # ended, and its end is on its way
             link.reply(frame, Accepted(name))
             return
+        if self._holdings.is_late(self._ports.boot_s()) and name not in self._holdings:
+            # It lay in a socket while we stood still: by now its step may run elsewhere.
+            link.refuse(frame, RefusalCode.BUSY, "the worker stood still for too long to begin this")
+            return
         (effect,) = self._slots.handle(slots.Offered(name))
         match effect:
             case slots.Accept():
