@@ -108,6 +108,7 @@ class Run:
         self.ended_ms = 0
         self._failed_step: StepKey | None = None
         self._version = 0
+        self._recording = trio.Lock()  # a cancel and the end may come together
         self._steps: dict[StepKey, StepState] = {}
         self._work: dict[StepKey, StepWork] = {}
         self._declared = {(job.name, step.name): step for job in request.workflow.jobs for step in job.steps}
@@ -208,11 +209,18 @@ class Run:
 
     async def _cancel(self, reason: str) -> None:
         self._cancel_reason = reason
-        done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
-        self._version = done.records[0].version
+        async with self._recording:
+            if self.ended_ms:
+                return  # it ended first
+            done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+            self._version = done.records[0].version
         await self._advance(CancelAsked(reason))
 
     async def _finish(self) -> None:
+        async with self._recording:
+            await self._record_end()
+
+    async def _record_end(self) -> None:
         assert self._outcome is not None
         self.ended_ms = self._parts.clock_ms()
         self.status, self._failed_step = self._outcome.status.value, self._outcome.failed_step
