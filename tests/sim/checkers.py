@@ -76,7 +76,7 @@ class Checks:
         self.executions[message.dispatch] = execution
         machine = execution.machine
         if machine is not self.world.home:
-            living = [one for one in machine.executions if one.alive]
+            living = [one for one in machine.executions if one.alive and not one.ended]
             capacity = self.world.capacities[machine.name]
             demand(
                 len(living) <= capacity, "slots", f"{machine.name} runs {len(living)} of {capacity}: {living}"
@@ -94,8 +94,6 @@ class Checks:
                 f"{key} is placed again while {other.dispatch.dispatch} lives on {other.machine.name}",
             )
         demand(state.losses < LOSSES_MAX, "poison", f"{key} lost {state.losses} holders and is granted again")
-        demand(state.fence > self.fences.get(key, 0), "fences grow", f"{key}: {state.fence}")
-        self.fences[key] = state.fence
         if slot.worker is not None:
             pool = engine.scheduler.pool
             taken, capacity = len(pool.holders(slot.worker)), self.world.capacities[slot.worker]

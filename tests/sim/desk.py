@@ -4,6 +4,7 @@ The same order of checks and commits as `swamp_orch.gateway` (enrollment, contro
 the real token rules. Verifying a secret is a comparison that takes as long as the real one.
 """
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -66,6 +67,7 @@ class Desk:
         self._doors: dict[str, Signal] = {}
         self._known: dict[str, str] = {}  # mint id -> secret: what was verified
         self._sooner = Signal()
+        self.opened = Signal()  # what the last process left was found again
 
     def accept(self, end: End) -> None:
         """A worker's socket is open."""
@@ -112,6 +114,8 @@ class Desk:
         assert split is not None
         admitted = yield from self._redeem(*split, enroll)
         name = admitted.member
+        if not self.opened.is_set:
+            yield self.opened
         while (door := self._doors.get(name)) is not None:
             yield door
         door = self._doors[name] = Signal()
@@ -287,6 +291,12 @@ class Desk:
         yield from self.update(member, connected=False, disconnected_ms=self.engine.wall_ms, active=())
         member.gone.set()
 
+    def drain(self, name: str, draining: bool) -> Any:
+        """An operator's, of a worker that is connected."""
+        member = self.members.get(name)
+        if member is not None:
+            yield from self.update(member, operator_drain=draining)
+
     # ── tokens' lifetimes ───────────────────────────────────────────────────────────────────────────────────
     def look_again(self) -> None:
         self._sooner.set()
@@ -312,10 +322,8 @@ class Desk:
         for token in list(found.values()):
             expired = self.tokens.expire(token, now_ms)
             if expired is not None:
-                try:
+                with suppress(SwampError):  # the next look tries again
                     yield from self.engine.commit(token_record(expired))
-                except SwampError:
-                    pass
                 found[token.name] = read_token(self.store, token.name) or token
         for name, mint_id in mints:
             why = self.tokens.mint_over(found.get(name), mint_id, now_ms)

@@ -13,7 +13,7 @@ from swamp_proto import codec
 from swamp_proto.envelope import Event, Failure, FailureBody, Frame, Request, Response
 from swamp_proto.errors import Broken, LimitExceeded, RefusalCode, RemoteError
 from swamp_proto.messages import RULE_BY_BODY, Side
-from swamp_proto.session import Answered, Asked, Session, Told
+from swamp_proto.session import Answered, Asked, Session, State, Told
 
 from .loop import Loop, Process
 
@@ -34,6 +34,8 @@ class End:
         self.on_frame: Callable[[Request | Event], None] = lambda frame: None
         self.on_close: Callable[[str], None] = lambda reason: None
         self._asked: dict[int, OnReply] = {}
+        self._early: list[Frame] = []  # said before the enrollment was answered
+        self._next_id = 1
 
     def post(self, body: Any) -> None:
         self._send(Event(body))
@@ -43,7 +45,8 @@ class End:
         if self.closed:
             on_reply(None)
             return
-        request = Request(self.session.next_id(), body)
+        request = Request(self._next_id, body)
+        self._next_id += 1
         self._asked[request.id] = on_reply
         self._send(request)
 
@@ -59,6 +62,13 @@ class End:
     def _send(self, frame: Frame) -> None:
         if self.closed:
             return
+        if (
+            self.side is Side.ORCHESTRATOR
+            and self.session.state is State.ENROLLING
+            and not isinstance(frame, Response | Failure)
+        ):
+            self._early.append(frame)
+            return
         self.owner.effect()
         try:
             self.session.send(frame)
@@ -66,6 +76,9 @@ class End:
             self.close("the session is over")
             return
         self.wire.carry(self, frame)
+        early, self._early = self._early, []
+        for waiting in early:
+            self._send(waiting)
 
     def take(self, frame: Frame) -> None:
         """A frame has arrived."""

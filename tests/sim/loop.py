@@ -20,6 +20,10 @@ Task = Generator[Any, Any, Any]
 class ProcessDied(Exception):
     """The weather kills a process at this very effect."""
 
+    def __init__(self, process: "Process") -> None:
+        super().__init__(process.name)
+        self.process = process
+
 
 class Process:
     """Something that lives, may stand still, and dies."""
@@ -31,12 +35,16 @@ class Process:
         self.effects = 0
         self.dies_at_effect: int | None = None
 
+    def stop_until(self, when: float) -> None:
+        """SIGSTOP, and SIGCONT then. What it would have done it does then, in the same order."""
+        self.stopped_until = max(self.stopped_until, when)
+
     def effect(self) -> None:
         """Called before each effect is carried out: the weather may kill the process right here."""
         self.effects += 1
         if self.dies_at_effect is not None and self.effects >= self.dies_at_effect:
             self.dies_at_effect = None
-            raise ProcessDied(self.name)
+            raise ProcessDied(self)
 
 
 class Signal:
@@ -91,12 +99,12 @@ class Loop:
     def step(self) -> bool:
         """The next thing that happens. False when nothing will ever happen again."""
         while self._heap:
-            when, _, owner, what, arguments = heappop(self._heap)
+            when, serial, owner, what, arguments = heappop(self._heap)
             if owner is not None:
                 if not owner.alive:
                     continue
                 if owner.stopped_until > when:
-                    self.at(owner.stopped_until, owner, what, *arguments)
+                    heappush(self._heap, (owner.stopped_until, serial, owner, what, arguments))
                     continue
             self.now = max(self.now, when)
             self.steps += 1
@@ -108,9 +116,8 @@ class Loop:
         """Do it; a process that dies under it is buried."""
         try:
             what(*arguments)
-        except ProcessDied:
-            assert owner is not None
-            self._died(owner)
+        except ProcessDied as died:
+            self._died(died.process)
 
     @property
     def next_at(self) -> float | None:
@@ -134,7 +141,8 @@ class Loop:
             return
         turn = running.turn
         if isinstance(wanted, (int, float)):
-            self.after(wanted, owner, self._resume, owner, running, turn, None)
+            # A sleep so short that the clock would not move would never be over.
+            self.after(max(wanted, 1e-6), owner, self._resume, owner, running, turn, None)
             return
         signal, timeout_s = wanted if isinstance(wanted, tuple) else (wanted, None)
         timed = timeout_s is not None
@@ -147,7 +155,7 @@ class Loop:
             return
         signal.waiters.append(came)
         if timed:
-            self.after(timeout_s, owner, self._resume, owner, running, turn, False)
+            self.after(max(timeout_s, 1e-6), owner, self._resume, owner, running, turn, False)
 
     def future(self, future: "Future[Any]") -> Signal:
         """A signal that comes with the future's result or error, as a value."""

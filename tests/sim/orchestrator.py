@@ -42,7 +42,7 @@ from swamp_orch.store.interface import Batch, Comparison, NewRecord, Record, Sel
 from swamp_orch.tokens.records import read_workers, worker_record
 from swamp_orch.tokens.workers import WorkerState
 from swamp_proto.envelope import Failure, Response
-from swamp_proto.errors import Broken, Conflict, SwampError
+from swamp_proto.errors import Broken, Conflict, RefusalCode, SwampError
 from swamp_proto.limits import CANCEL_TERM_S, STALL_S
 from swamp_proto.messages.dispatch import (
     CancelDispatch,
@@ -140,6 +140,7 @@ class Run:
     outcome: Any = None
     tasks: int = 0
     over: Signal = attrs.field(factory=Signal)
+    recording: Signal | None = None  # a cancel's commit is under way
     found: dict[StepKey, Lease] = attrs.field(factory=dict)
 
     def origin(self, key: StepKey) -> records.StepOrigin:
@@ -193,6 +194,7 @@ class Orchestrator:
         self._judged = Signal()
         self._sooner = Signal()
         self._writes: dict[str, tuple[Execution, int]] = {}
+        self._unresumed: dict[str, None] = {}  # executions found at start that no step has taken up yet
         self.desk = Desk(self)
         self.loop.spawn(process, self._watch())
         self.loop.spawn(process, self.desk.watch_tokens())
@@ -328,6 +330,13 @@ class Orchestrator:
         if flight is not None:
             flight.settle(end)
 
+    def _report_again(self, flight: Flight) -> None:
+        """A report that could not be saved: its holder has it still, and is told to say it again."""
+        for member, request in self._unnoted.pop(flight.message.dispatch, ()):
+            member.link.refuse(request, RefusalCode.OVERLOADED, "the end could not be saved", STORE_RETRY_S)
+        if flight.slot.worker is None and flight.finished is not None:
+            self._report(flight.finished)
+
     def _answer_finish(self, dispatch: str, *, accepted: bool) -> None:
         for member, request in self._unnoted.pop(dispatch, ()):
             self.checks.finish_noted(self, dispatch, accepted)
@@ -368,6 +377,8 @@ class Orchestrator:
             flight = self.flights.get(one.dispatch)
             if flight is not None and flight.message.fence == one.fence and flight.slot.worker == state.name:
                 flight.slot.member = member
+        for one in held:
+            self._verdicts.pop(one.dispatch, None)
         self.tell(
             self.core.WorkerReturned(
                 state.name,
@@ -526,12 +537,14 @@ class Orchestrator:
         self.checks.grant_asked(self, run.id, state, slot)
         self.process.effect()
         batch = Batch((record_of(lease), self._step_record(run, state)))
+        self.world.moment(run, work)
         while True:
             answer = yield self.loop.future(self.store.submit(batch))
             if not isinstance(answer, SwampError):
                 break
             yield STORE_RETRY_S
         self._granted(flight)
+        self.world.moment(run, work)
         work.granted = True
         if work.cancel_reason:
             self.tell(self.core.CancelAsked(message.dispatch, work.cancel_kind, work.cancel_reason))
@@ -545,7 +558,7 @@ class Orchestrator:
         if self.process.alive:
             self.flights.pop(flight.message.dispatch, None)
             self._verdicts.pop(flight.message.dispatch, None)
-            if not self.world.fixed_slots:
+            if flight.slot.worker is None:
                 flight.slot.release()
 
     def _lease(self, message: Dispatch, slot: Slot, state: StepState) -> Lease:
@@ -580,6 +593,8 @@ class Orchestrator:
         if slot.worker is None:
             self.tell(self.core.Accepted(dispatch))
             self._run_here(flight)
+        elif self.world.cannot_be_sent():
+            self.tell(self.core.Refused(dispatch, RefusalCode.TOO_LARGE, "no frame can hold it"))
         elif slot.member is not None and link_up:
             slot.member.link.ask(flight.message, lambda reply: self._answered(dispatch, reply))
 
@@ -611,6 +626,14 @@ class Orchestrator:
             1 if execution.alive else 0, 0, 0,
         )  # fmt: skip
         self._report(flight.finished)
+        if execution.alive:
+            self.loop.after(1.0, self.process, self._look_at_stuck, execution)
+
+    def _look_at_stuck(self, execution: Execution) -> None:
+        if execution.alive:
+            self.loop.after(1.0, self.process, self._look_at_stuck, execution)
+        else:
+            self.tell(self.core.EmptyConfirmed(execution.dispatch.dispatch))
 
     def _resume(self, run: Run, work: Work, lease: Lease) -> Any:
         state = work.state
@@ -623,6 +646,7 @@ class Orchestrator:
         self.flights[lease.dispatch] = flight
         work.flight = flight
         try:
+            self._unresumed.pop(lease.dispatch, None)
             self.tell(self.core.LeaseFound(lease))
             work.granted = True
             if work.cancel_reason:
@@ -658,6 +682,7 @@ class Orchestrator:
 
     def _complete(self, run: Run, work: Work, flight: Flight, end: Reported) -> Any:
         state, finished = work.state, end.finished
+        self.world.moment(run, work)
         state.left, state.ended_ms = finished.left, self.wall_ms
         state.status, state.error = STATUS_OF[finished.outcome], finished.error or ""
         state.allowed = state.status is StepStatus.FAILED and state.step.allow_failure
@@ -668,6 +693,7 @@ class Orchestrator:
         except SwampError as error:
             state.status = StepStatus.RUNNING
             yield from self._commit_failed(flight.message.dispatch, error)
+            self._report_again(flight)
             return False
         self.tell(self.core.Committed(flight.message.dispatch))
         return True
@@ -708,7 +734,14 @@ class Orchestrator:
             self.loop.spawn(self.process, self._cancel(run, reason))
 
     def _cancel(self, run: Run, reason: str) -> Any:
+        while run.recording is not None:
+            yield run.recording
+        if run.status != "running":
+            return  # it ended first
+        recording = run.recording = Signal()
         done = yield from self._keep_trying(run.record(expect=run.version))
+        run.recording = None
+        recording.set()
         run.version = done.records[0].version
         self.checks.cancel_acknowledged(self, run.id)
         yield from self._advance(run, self.world.cores.runplan.CancelAsked(reason))
@@ -776,6 +809,8 @@ class Orchestrator:
             self.loop.spawn(self.process, self._finish(run))
 
     def _finish(self, run: Run) -> Any:
+        while run.recording is not None:
+            yield run.recording
         yield from self._keep_trying(run.record(expect=run.version, ended_ms=self.wall_ms))
         del self.runs[run.id]
         run.over.set()
@@ -799,12 +834,18 @@ class Orchestrator:
                     state = attrs.evolve(state, version=done.records[0].version)
             if state.name not in self.connected:
                 self._worker_is(attrs.evolve(state, connected=False), self.loop.now)
+        held = []
         for record in list(self.store.select(Selection(RUNNING))):
-            self._take_over(record)
+            if record.model_id not in self.runs:  # one that began meanwhile has a living owner
+                held += self._take_over(record)
         self.reconciled = True
         self.pump()
+        while any(dispatch in self._unresumed for dispatch in held):
+            yield 0.001
+        self.desk.opened.set()
+        self.desk.look_again()
 
-    def _take_over(self, record: Record) -> None:
+    def _take_over(self, record: Record) -> list[str]:
         attributes = json.loads(record.content or b"")
         rows: dict[StepKey, Any] = {}
         for row in self._of_run(record.model_id):
@@ -833,8 +874,10 @@ class Orchestrator:
         )
         self.runs[run.id] = run
         for key, lease in run.found.items():
+            self._unresumed[lease.dispatch] = None
             self._start(run, key, lease)
         self.loop.spawn(self.process, self._apply(run, effects))
+        return [lease.dispatch for lease in run.found.values()]
 
     def _of_run(self, run_id: str) -> Iterator[Record]:
         return self.store.select(Selection((Term("modelId", Comparison.EQ, (run_id,)),)))

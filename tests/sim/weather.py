@@ -33,6 +33,7 @@ class Weather:
         self.commit_s = dice.choice((0.0003, 0.002, 0.02))
         self.write_loss = dice.choice((0.0, 0.1, 0.4))
         self.keeper_trouble = dice.choice((0.0, 0.0, 0.3))
+        self.moments = dice.choice((0.0, 0.0, 0.03, 0.15))  # chance of a fault at a delicate moment
         self.short_tokens = dice.random() < 0.15
         # Each kind of fault is off in many worlds and frequent in some: they hide each other otherwise.
         self.rates = {fault: dice.choice((0.0, 0.0, 0.05, 0.15, 0.5)) for fault in FAULTS}  # per grace window

@@ -157,9 +157,13 @@ class SimWorker:
         farewell: list[Farewell] = []
         end.on_close = lambda reason: (answer.set(None), closed.set(reason))[0]
 
+        unread: list[Request | Event] = []
+
         def before(frame: Request | Event) -> None:
             if isinstance(frame, Event) and isinstance(frame.body, Farewell):
                 farewell.append(frame.body)
+            else:
+                unread.append(frame)  # it came right behind the answer, which nobody has looked at yet
 
         end.on_frame = before
         end.ask(self._enroll_frame(listing), answer.set)
@@ -186,6 +190,8 @@ class SimWorker:
         self._act(holdings.LinkUp(sent_at, enrolled.grace_s, listed, enrolled.verdicts))
         beating = self.world.loop.spawn(self.process, self._heartbeat(end, enrolled))
         self._feed()
+        for frame in unread:
+            end.on_frame(frame)
         yield closed
         beating.cancel()
         self.end = None
@@ -257,6 +263,9 @@ class SimWorker:
         name = dispatch.dispatch
         if name in self.holdings and name not in self.slots.taken:
             end.reply(frame, Accepted(name))
+            return
+        if self.holdings.is_late(self.boot_s) and name not in self.holdings:
+            end.refuse(frame, RefusalCode.BUSY, "the worker stood still for too long to begin this")
             return
         (effect,) = self.slots.handle(slots.Offered(name))
         match effect:
@@ -335,6 +344,10 @@ class SimWorker:
             self.world.loop.after(1.0, self.process, self._look_at_stuck, held)
             return
         self.slots.handle(slots.Emptied(held.dispatch.dispatch))
+        assert held.finished is not None
+        held.finished = attrs.evolve(held.finished, left=0)  # if it is still to be said, or said again
+        if self.end is not None and held.dispatch.dispatch not in self.holdings:
+            self.end.ask(held.finished)
 
     def _feed(self) -> None:
         """Send what the link may send next: lines, then ends, taking turns."""

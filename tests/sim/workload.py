@@ -54,8 +54,8 @@ def behaviour(chance: Chance, step: str, fence: int, grace_s: float) -> Behaviou
     )
 
 
-def workflow(dice: random.Random, name: str, workers: list[str]) -> Workflow:
-    """A small graph: one or two jobs of up to five steps, most of them placed."""
+def workflow(dice: random.Random, name: str, workers: list[str], sizes: list[str]) -> Workflow:
+    """A small graph: one or two jobs of up to five steps, most of them placed, all of them on somebody."""
     jobs = []
     for j in range(dice.choice((1, 1, 2))):
         steps: list[Step] = []
@@ -70,7 +70,7 @@ def workflow(dice: random.Random, name: str, workers: list[str]) -> Workflow:
                     name=f"s{s}",
                     task=ModelMethodTask("m", "execute", {}),
                     depends_on=depends,
-                    placement=_placement(dice, workers),
+                    placement=_placement(dice, workers, sizes),
                     allow_failure=dice.random() < 0.2,
                     on_worker_lost=dice.choice(RULES),
                 )
@@ -93,16 +93,15 @@ def workflow(dice: random.Random, name: str, workers: list[str]) -> Workflow:
     )
 
 
-def _placement(dice: random.Random, workers: list[str]) -> Placement:
+def _placement(dice: random.Random, workers: list[str], sizes: list[str]) -> Placement:
     kind = dice.random()
     if kind < 0.1:
         return Placement()  # the loopback
     if kind < 0.3:
         return Placement(target=dice.choice(workers))
-    affinity = kind > 0.9
-    return Placement(
-        labels={"pool": "any"} if kind < 0.8 else {"size": dice.choice(("big", "small"))}, affinity=affinity
-    )
+    if kind > 0.9:  # a group asks for what every worker has: it goes where its first step goes
+        return Placement(labels={"pool": "any"}, affinity=True)
+    return Placement(labels={"pool": "any"} if kind < 0.7 else {"size": dice.choice(sizes)})
 
 
 SUCCEEDED = Condition(ConditionType.SUCCEEDED)

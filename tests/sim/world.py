@@ -15,6 +15,7 @@ from swamp_orch.core import tokens as real_tokens
 from swamp_orch.core.lease_values import EndReason, Lease, LeaseState
 from swamp_orch.engine.flights import record_of
 from swamp_orch.store.bookkeeping import LEASES_ID, lease_record
+from swamp_orch.store.errors import StoreFull
 from swamp_orch.store.interface import (
     Batch,
     Guard,
@@ -39,7 +40,7 @@ from .journal import Journal
 from .link import Wire
 from .loop import Loop, Process, Signal
 from .machine import Execution, Machine
-from .orchestrator import Orchestrator
+from .orchestrator import Orchestrator, Run, Work
 from .seed import Chance
 from .weather import FAULTS, Weather
 from .worker import SimWorker
@@ -78,9 +79,16 @@ class Cores:
 
 class World:
     def __init__(
-        self, seed: int, *, cores: Cores | None = None, trace: bool = False, keep: bool = False
+        self,
+        seed: int,
+        *,
+        cores: Cores | None = None,
+        trace: bool = False,
+        keep: bool = False,
+        steps_max: int = STEPS_MAX,
     ) -> None:
         self.seed = seed
+        self._steps_max = steps_max
         self.cores = cores or Cores()
         self.chance = Chance(seed)
         dice = self.chance.of("world")
@@ -100,7 +108,6 @@ class World:
         self.orchestrator_since = 0.0
         self.disk_was_bad_until = 0.0
         self.slowest_commit_s = 0.0
-        self.fixed_slots = True
         self._over: dict[str, float] = {}
         self._pids = 100
         self._data = 0
@@ -108,9 +115,6 @@ class World:
         names = [f"w{number}" for number in range(1, dice.choice((1, 2, 2, 3)) + 1)]
         self.capacities = {name: dice.choice((1, 1, 2, 3)) for name in names}
         self.labels = {name: {"pool": "any", "size": dice.choice(("big", "small"))} for name in names}
-        self.labels[names[0]]["size"], self.labels[names[-1]]["size"] = "small", "big"
-        if len(names) == 1:
-            self.labels[names[0]] = {"pool": "any", "size": "big"}
         self.machines = {name: Machine(self, name) for name in names}
         self.secrets: dict[str, str] = {}
         self.workers: dict[str, SimWorker | None] = dict.fromkeys(names)
@@ -178,8 +182,8 @@ class World:
     def _one(self) -> None:
         self.loop.step()
         self.checks.after_step()
-        if self.loop.steps > STEPS_MAX:
-            raise AssertionError(f"no end after {STEPS_MAX} steps: something goes in circles")
+        if self.loop.steps > self._steps_max:
+            raise AssertionError(f"no end after {self._steps_max} steps: something goes in circles")
 
     def _is_over(self) -> bool:
         engine = self.orchestrator
@@ -189,7 +193,9 @@ class World:
             return False
         if any(machine.living() for machine in self.machines.values()):
             return False
-        return not any(engine.scheduler.pool.holders(name) for name in self.machines)
+        return not any(
+            engine.scheduler.pool.holders(name) for name in self.machines if name in engine.scheduler.pool
+        )
 
     # ── processes ───────────────────────────────────────────────────────────────────────────────────────────
     def _died(self, process: Process) -> None:
@@ -329,14 +335,15 @@ class World:
         if engine is None:
             self.loop.after(1.0, None, self._submit, number)
             return
-        made = workflow(self.chance.of(f"workflow/{number}"), f"wf{number}", list(self.machines))
+        sizes = sorted({labels["size"] for labels in self.labels.values()})
+        made = workflow(self.chance.of(f"workflow/{number}"), f"wf{number}", list(self.machines), sizes)
         self.loop.at(self.loop.now, engine.process, engine.submit, made)
 
     def _another_process(self, record: NewRecord) -> bool:
         """A command of somebody in a process of its own: its transaction is durable at once."""
         try:
             self.disk._apply(Batch((record,)))
-        except Conflict:
+        except (Conflict, StoreFull):
             return False
         return True
 
@@ -402,7 +409,9 @@ class World:
         )
 
     def _cut(self) -> None:
-        name = self._some("cut")
+        self._cut_links(self._some("cut"))
+
+    def _cut_links(self, name: str) -> None:
         dice = self.chance.of("fault/cut/how")
         for machine, wire in self.wires:
             if machine == name:
@@ -450,12 +459,12 @@ class World:
     def _stop_worker(self) -> None:
         worker = self.workers[self._some("stop_worker")]
         if worker is not None:
-            worker.process.stopped_until = self.loop.now + self._span("stop_worker")
+            worker.process.stop_until(self.loop.now + self._span("stop_worker"))
 
     def _stop_orchestrator(self) -> None:
         engine = self.orchestrator
         if engine is not None:
-            engine.process.stopped_until = self.loop.now + self._span("stop_orchestrator")
+            engine.process.stop_until(self.loop.now + self._span("stop_orchestrator"))
 
     def _crash(self) -> None:
         if self.orchestrator is not None:
@@ -484,11 +493,37 @@ class World:
             1000 * self.tempo.grace_s * self.chance.of("fault/clock_step/by").choice((-5, -0.5, 0.5, 5))
         )
 
+    def moment(self, run: Run, work: Work) -> None:
+        """A grant is on its way to the disk, or was sent, or a completion is about to be saved."""
+        dice = self.chance.of("moment")
+        if self.weather.calm or dice.random() >= self.weather.moments:
+            return
+        self.faults += 1
+        what = dice.choice(("time_out", "time_out", "cut", "crash", "revoke", "slow_disk"))
+        self.journal.remark(f"moment: {what}")
+        worker = work.state.worker
+        soon_s = dice.choice((0.0, self.weather.delay_s, self.weather.commit_s, self.tempo.grace_s / 20))
+        match what:
+            case "time_out":
+                engine = self.orchestrator
+                assert engine is not None
+                self.loop.after(soon_s, engine.process, engine.time_out, run, work.state.key)
+            case "cut" if worker is not None:
+                self.loop.after(soon_s, None, self._cut_links, worker)
+            case "revoke" if worker is not None:
+                self.loop.after(soon_s, None, self._revoke_of, worker)
+            case "crash":
+                self.loop.after(soon_s, None, self._crash)
+            case _:
+                self._slow_disk()
+
+    def cannot_be_sent(self) -> bool:
+        return not self.weather.calm and self.chance.of("moment/size").random() < self.weather.moments / 10
+
     def _pick_run(self, fault: str) -> object:
         engine = self.orchestrator
-        if engine is None or not engine.runs:
-            return None
-        return engine.runs[self.chance.of(f"fault/{fault}/run").choice(list(engine.runs))]
+        told = [] if engine is None else [run for run in engine.runs.values() if run.version]
+        return self.chance.of(f"fault/{fault}/run").choice(told) if told else None
 
     def _cancel(self) -> None:
         engine, run = self.orchestrator, self._pick_run("cancel")
@@ -502,7 +537,9 @@ class World:
             self.loop.at(self.loop.now, engine.process, engine.time_out, run, key)
 
     def _revoke(self) -> None:
-        name = self._some("revoke")
+        self._revoke_of(self._some("revoke"))
+
+    def _revoke_of(self, name: str) -> None:
         token = read_token(self.disk, name)
         over = self.cores.tokens.revoke(token, self.wall_ms())
         if over is not None and not self.weather.is_full() and self._another_process(token_record(over)):
@@ -527,8 +564,17 @@ class World:
             self.loop.after(self._span("drain"), None, self._kill_worker_named, name)
             return
         state = read_worker(self.disk, name)
-        if state is not None and not self.weather.is_full():
-            self._another_process(worker_record(attrs.evolve(state, operator_drain=not state.operator_drain)))
+        if state is not None:
+            self._set_drain(name, not state.operator_drain)
+
+    def _set_drain(self, name: str, draining: bool) -> None:
+        engine = self.orchestrator
+        if engine is not None and name in engine.desk.members:
+            self.loop.spawn(engine.process, engine.desk.drain(name, draining))
+            return
+        state = read_worker(self.disk, name)
+        if state is not None:
+            self._another_process(worker_record(attrs.evolve(state, operator_drain=draining)))
 
     def _kill_worker_named(self, name: str) -> None:
         worker = self.workers[name]
@@ -575,7 +621,6 @@ class World:
         for worker in self.workers.values():
             if worker is not None:
                 worker.process.dies_at_effect = None
-                worker.process.stopped_until = min(worker.process.stopped_until, self.loop.now)
         self._make_well()
 
     def _make_well(self) -> None:
@@ -584,11 +629,7 @@ class World:
             self._new_token(name)
             state = read_worker(self.disk, name)
             if state is not None and state.operator_drain:
-                self._another_process(worker_record(attrs.evolve(state, operator_drain=False)))
-                engine = self.orchestrator
-                member = None if engine is None else engine.desk.members.get(name)
-                if engine is not None and member is not None:
-                    member.end()  # it comes again, and its record is read anew
+                self._set_drain(name, False)
             worker = self.workers[name]
             if worker is not None and worker.slots.draining:
                 self._died(worker.process)
