@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import attrs
 
@@ -29,6 +29,10 @@ CHAINS: dict[str, tuple[ModuleType, ...]] = {
     "slots": (slots,),
     "holdings": (holdings,),
 }
+
+CLASSES = frozenset(
+    {"Ledger", "Ends", "Reconciling", "Leases", "Pool", "Scheduler", "Dialing", "Slots", "Holdings"}
+)
 
 SWAPS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -136,4 +140,8 @@ def _executed(module: ModuleType, tree: ast.Module, made: dict[str, ModuleType])
         exec(compile(tree, f"{_short(module)} (planted)", "exec"), planted.__dict__)
     finally:
         sys.modules.update(real)
+    for name, value in vars(module).items():
+        # Events, states and tables stay the real ones: the shells speak with those.
+        if not (name.startswith("__") or isinstance(value, FunctionType) or name in CLASSES):
+            setattr(planted, name, value)
     return planted
