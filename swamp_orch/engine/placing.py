@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from swamp_orch.gateway.link import Link
 
 FEW_WAITING: Final = 64
-RECORD_AFTER_S: Final = 1.0  # a step that waits longer than this gets a queue record, and its run is told why …
+RECORD_AFTER_S: Final = (
+    1.0  # a step that waits longer than this gets a queue record, and its run is told why …
+)
 RECORD_MANY_AFTER_S: Final = 5.0  # … or than this, where many wait and most will start in a moment
 RECORD_TICK_S: Final = 0.5
 

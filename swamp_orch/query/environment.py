@@ -320,7 +320,7 @@ def _invoke(name: str, *arguments: Any) -> Any:
         raise RuntimeError(f"{name}() is not available here")
     try:
         return found(*(_plain(argument) for argument in arguments))
-    except Exception as error:  # whatever a function raised is raised again where the expression was evaluated
+    except Exception as error:  # raised again where the expression was evaluated
         if calls.raised is None:
             calls.raised = error
         raise RuntimeError(str(error)) from None

@@ -4,8 +4,8 @@ Rules: all commits answered together wake the loop once (`run_sync_soon`), howev
 does not cancel the commit: what was submitted becomes durable whether anybody waits or not. So a task that is cancelled here
 does not know the answer; one that must know before it speaks shields the wait, which lasts about one fsync.
 
-Nothing blocks the loop except, inside `loop_commits`, a commit on a fast disk, and content above the inline bound, which is written to a blob in the
-caller: stage it in a thread first.
+Nothing blocks the loop except, inside `loop_commits`, a commit on a fast disk, and content above the inline bound, which is
+written to a blob in the caller: stage it in a thread first.
 """
 
 import contextlib

@@ -1,7 +1,5 @@
 """The calls `model.*` and `workflow.*`: what they answer and what they leave behind."""
 
-# ruff: noqa: E501 - messages stand as they are printed
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
