@@ -94,7 +94,7 @@ class Recovery:
             try:
                 done = None if future is None else await answer(future)
             except Conflict:
-                continue  # somebody changed it in between; it is read again when it enrolls
+                done = None  # somebody changed it in between; it is read again when it enrolls
             if self._placing is not None:
                 version = state.version if done is None else done.records[0].version
                 self._placing.worker_known(attrs.evolve(state, version=version))

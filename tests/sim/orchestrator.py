@@ -826,9 +826,7 @@ class Orchestrator:
                 state = attrs.evolve(worker, connected=False, disconnected_ms=self.wall_ms, active=())
                 try:
                     done = yield from self.commit(worker_record(state))
-                except Conflict:
-                    continue
-                except Broken:
+                except (Conflict, Broken):
                     done = None
                 if done is not None:
                     state = attrs.evolve(state, version=done.records[0].version)

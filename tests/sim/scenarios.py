@@ -22,6 +22,8 @@ STORIES: dict[int, str] = {
     "the step ran elsewhere already (shell/daemon.py: a late worker refuses).",
     1879: "A cancel and the end of a run were recorded at once; one lost, and the run ended as a fault of swamp "
     "(engine/runs.py, `_recording`).",
+    5211: "A worker's record changed during the start: the worker was then unknown to the pool, and the run whose "
+    "lease it held ended as a fault (engine/recovery.py, `_forget_links`).",
     85: "A run that began during the start of the orchestrator was taken over by that very start "
     "(engine/owners.py: a living owner is this process, too).",
 }
