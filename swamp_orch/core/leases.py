@@ -163,9 +163,9 @@ class Leases(Reconciling):
         if entry is None or not entry.active or entry.lease.accepted or entry.stage is Stage.FINISHING:
             return
         self._go(entry, Happening.ACCEPTED, Stage.RUNNING if entry.stage is Stage.GRANTED else entry.stage)
-        entry.lease = attrs.evolve(entry.lease, accepted=True, running_ms=self._now_ms)
+        phase = Phase.RUNNING if entry.stage is Stage.RUNNING else entry.lease.phase
+        entry.lease = attrs.evolve(entry.lease, accepted=True, running_ms=self._now_ms, phase=phase)
         if entry.stage is Stage.RUNNING:
-            entry.lease = attrs.evolve(entry.lease, phase=Phase.RUNNING)
             self._until(entry, self._now_s + RUNNING_RECORD_S)
         yield from ()
 

@@ -29,6 +29,7 @@ from swamp_proto.messages.dispatch import LogLine
 from swamp_worker.execution.interface import Executor
 
 ENDED_RUNS_KEPT: Final = 64  # feeds of ended runs that can still be attached to in full
+CHUNKS_APART_S: Final = 0.001  # of one follower: what comes thicker travels together
 LOOPBACK_SLOTS: Final = max(4, 2 * (os.cpu_count() or 1))
 
 
@@ -268,10 +269,14 @@ class FeedFollower:
     def __init__(self, feed: RunFeed, after: int) -> None:
         self._feed = feed
         self._after = after
+        self._not_before_s = 0.0
 
     async def more(self) -> bytes:
         """NDJSON of what is new, as soon as there is any; `b""` at the end of the run."""
         if not await self._feed.wait_beyond(self._after):
             return b""
+        if trio.current_time() < self._not_before_s:
+            await trio.sleep_until(self._not_before_s)
+        self._not_before_s = trio.current_time() + CHUNKS_APART_S
         lines, self._after = self._feed.after(self._after)
         return lines
