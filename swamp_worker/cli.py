@@ -11,6 +11,7 @@ Rules that hold here:
 Signals: the first SIGTERM, SIGINT or SIGHUP drains, the second cancels and leaves, the third kills.
 """
 
+import gc
 import os
 import random
 import re
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from swamp_worker.shell.voice import Voice
 
 _FD_FLAG: Final = "--token-fd"
+GC_THRESHOLDS: Final = (20_000, 20, 100)
+"""Values die by their reference counts; cycles are few. The default looks for them every 700 allocations."""
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION: Final = re.compile(r"([0-9]{1,9})([smhdw])?")
 
@@ -65,6 +68,9 @@ def run_worker(options: WorkerOptions) -> int:
     address = Address.parse(options.url, ca_file=options.ca_file, pin=options.pin)
     if address.secure:
         address.context()  # an unreadable --ca-file is said now
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     return trio.run(_run, options, address)
 
 
