@@ -92,7 +92,7 @@ _CALLS = (
     _call("workflow.schema", "JSON Schema of workflow files"),
     _call("workflow.run", "start a run; answers {runId}", role="run", name="string", inputs="object?", timeoutS="number?", tags="object?"),
     _call("run.attach", "events of a run from sequence number `after`, until it ends", streams=True, runId="string", after="integer?"),
-    _call("run.cancel", "cancel a run", role="run", runId="string", reason="string?"),
+    _call("run.cancel", "cancel a run; `wait` false: answer when that is durable", role="run", runId="string", reason="string?", wait="boolean?"),
     _call("run.get", "one run", runId="string"),
     _call("run.list", "runs", workflow="string?", active="boolean?", limit="integer?"),
     _call("run.logs", "log lines of a run", runId="string", tail="integer?"),

@@ -73,6 +73,10 @@ class _Reader(threading.Thread):
         self._room.release()
 
 
+ACKNOWLEDGED_WITHIN_S: Final = 3.0
+"""Who leaves by a second Ctrl-C waits this long at most for the first one to be durable."""
+
+
 class _Canceller(threading.Thread):
     """Asks to cancel, so that the main thread stays able to leave."""
 
@@ -81,10 +85,12 @@ class _Canceller(threading.Thread):
         self._invocation = invocation
         self._run_id = run_id
         self._inbox = inbox
+        self.acknowledged = False  # the request is durable: it is carried out whoever stays
 
     def run(self) -> None:
         try:
-            self._invocation.call("run.cancel", runId=self._run_id, reason="Ctrl-C")
+            self._invocation.call("run.cancel", runId=self._run_id, reason="Ctrl-C", wait=False)
+            self.acknowledged = True
         except BaseException as problem:
             self._inbox.put(problem)
 
@@ -123,7 +129,7 @@ def follow(invocation: Invocation, run_id: str, *, after: int = 0, cancels: bool
 def _watch(
     invocation: Invocation, reader: _Reader, show: "_JsonShow | _TextShow", run_id: str, cancels: bool
 ) -> int:
-    asked = False
+    canceller: _Canceller | None = None
     with _ctrl_c(reader.inbox), show:
         reader.start()
         while True:
@@ -135,28 +141,33 @@ def _watch(
             if item is _ENDED:
                 break
             if item is _CTRL_C:
-                if asked or not cancels:
+                if canceller is not None or not cancels:
                     show.leave()
-                    raise _left(invocation, run_id, asked)
-                asked = True
+                    if canceller is not None:
+                        canceller.join(ACKNOWLEDGED_WITHIN_S)
+                    raise _left(invocation, run_id, canceller)
                 show.say(f"Cancelling run {run_id} and waiting for its end (Ctrl-C again leaves at once) …")
-                _Canceller(invocation, run_id, reader.inbox).start()
+                canceller = _Canceller(invocation, run_id, reader.inbox)
+                canceller.start()
                 continue
             if isinstance(item, BaseException):
                 raise item
             show.event(item)
             reader.shown()
-    return _outcome(invocation, show.ended, run_id, asked)
+    return _outcome(invocation, show.ended, run_id, canceller is not None)
 
 
-def _left(invocation: Invocation, run_id: str, asked: bool) -> Interrupted:
+def _left(invocation: Invocation, run_id: str, canceller: _Canceller | None) -> Interrupted:
     if invocation.session().where == "in process":
         return Interrupted(
             f"left run {run_id}; it ran in this process and ends with it",
             hint="runs that outlive their command need an orchestrator: swamp serve",
         )
+    told = "; it goes on"
+    if canceller is not None:
+        told = ", which was asked to cancel" if canceller.acknowledged else "; nobody acknowledged the cancel"
     return Interrupted(
-        f"left run {run_id}" + (", which was asked to cancel" if asked else "; it goes on"),
+        f"left run {run_id}{told}",
         hint=f"watch it: swamp run attach {run_id}; cancel it: swamp run cancel {run_id}",
     )
 

@@ -204,6 +204,8 @@ class Engine:
                 return {"runId": parameters["runId"], "status": "ended"}
             raise NotFound(f"run {parameters['runId']!r} is not known", hint="swamp run list")
         await run.ask_cancel(parameters.get("reason") or "cancelled")
+        if parameters.get("wait") is False:
+            return {"runId": run.id, "status": "cancelling"}
         await run.over.wait()
         return {"runId": run.id, "status": run.status, "left": run.left}
 

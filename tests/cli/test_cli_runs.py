@@ -262,7 +262,7 @@ def test_the_first_ctrl_c_cancels_and_waits_for_the_end(swamp: Run) -> None:
     assert ended.code == 130
     assert ended.out == "left: 0\n"
     assert ended.err.startswith("Cancelling run r1 and waiting for its end (Ctrl-C again leaves at once) …\n")
-    assert ("run.cancel", {"runId": "r1", "reason": "Ctrl-C"}) in ended.session.calls
+    assert ("run.cancel", {"runId": "r1", "reason": "Ctrl-C", "wait": False}) in ended.session.calls
 
 
 def test_the_second_ctrl_c_leaves_at_once_and_says_how_to_come_back(swamp: Run) -> None:

@@ -47,7 +47,7 @@ def lived(seed: int, **options: object) -> World:
     world = World(seed, **options)  # type: ignore[arg-type]
     try:
         world.run()
-    except Exception as error:
+    except Exception as error:  # whatever broke in the world, the seed says how to see it again
         error.add_note(f"again: ./dev sim --seed {seed} --trace")
         raise
     return world
