@@ -159,11 +159,11 @@ def _renew(keeper: Any) -> Callable[[float, float], object]:
 async def _obey_signals(worker: "Worker", voice: "Voice", *, task_status: Any) -> None:
     import trio
 
-    heeded = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN  # nohup
-    ]
+    # A shell starts a script's background job with SIGINT ignored; someone who sends it anyway means it. An ignored
+    # SIGHUP is nohup's, and is left so.
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heeded.append(signal.SIGHUP)
     with trio.open_signal_receiver(*heeded) as arriving:
         task_status.started()
         times = 0

@@ -115,12 +115,14 @@ class Process:
 
 
 @asynccontextmanager
-async def connecting(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Process]:
+async def connecting(
+    *arguments: str, env: dict[str, str] | None = None, under: tuple[str, ...] = ()
+) -> AsyncIterator[Process]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
     environment.pop("PYTEST_CURRENT_TEST", None)
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", MAIN, "connect", *arguments],
+            [*under, sys.executable, "-c", MAIN, "connect", *arguments],
             stdin=-1,
             stdout=-1,
             stderr=-1,
@@ -175,6 +177,23 @@ async def test_enrolls_runs_and_drains_on_the_first_signal(tmp_path: Path) -> No
         assert lines[5].startswith(f"✓ Dispatch {short}: command/shell.execute succeeded in ")
         assert lines[6:] == ["Drain complete — disconnecting", "Worker stopped: received shutdown signal"]
         assert worker.err == b""
+
+
+async def test_a_script_s_background_job_heeds_ctrl_c_and_nohup_keeps_what_it_ignores(tmp_path: Path) -> None:
+    """A shell starts `worker connect &` of a script with SIGINT ignored; nohup ignores SIGHUP and means it."""
+    under = ("sh", "-c", 'trap "" INT HUP; exec "$@"', "sh")
+    async with (
+        serving() as server,
+        connecting(url(server), *GIVEN, "--cache-dir", str(tmp_path), under=under) as worker,
+    ):
+        await server.twin.linked()
+        worker.process.send_signal(signal.SIGHUP)
+        kept = await server.twin.start(shell("kill -INT $$; echo ignored"))
+        assert (await server.twin.finished(kept)).outcome is Outcome.FAILED
+        assert not server.twin.drains
+        worker.process.send_signal(signal.SIGINT)
+        assert await worker.ended() == 0
+        assert b"Draining (received shutdown signal)" in worker.out
 
 
 async def test_json_is_one_object_a_line(tmp_path: Path) -> None:
