@@ -38,7 +38,7 @@ class Live(Protocol):
 
     def handlers(self) -> Mapping[str, AsyncHandler]: ...
 
-    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Follower]]: ...
+    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Follower]]]: ...
 
 
 def check_parameters(name: str, parameters: Mapping[str, Any]) -> Call:
@@ -144,6 +144,6 @@ class LiveApplication:
             return await handler(parameters)
         return await trio.to_thread.run_sync(partial(self._application.handler(name), parameters))
 
-    def follow(self, name: str, parameters: Mapping[str, Any]) -> Follower:
+    async def follow(self, name: str, parameters: Mapping[str, Any]) -> Follower:
         check_parameters(name, parameters)
-        return self._followers[name](parameters)
+        return await self._followers[name](parameters)

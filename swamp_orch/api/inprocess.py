@@ -121,10 +121,7 @@ class _EngineThread:
     def stream(self, name: str, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         import trio
 
-        async def follow() -> Any:
-            return self._live.follow(name, parameters)
-
-        follower = trio.from_thread.run(follow, trio_token=self._token)
+        follower = trio.from_thread.run(self._live.follow, name, parameters, trio_token=self._token)
         while lines := trio.from_thread.run(follower.more, trio_token=self._token):
             for line in lines.splitlines():
                 yield json.loads(line)

@@ -47,6 +47,7 @@ class Assembled:
     async def reconcile(self) -> None:
         """After a start: what the last process left is brought to where the rules say."""
         await Recovery(self.engine, self.orders, self.placing, self.reporter).run()
+        self.engine.taken_over.set()
 
     def live(
         self, desk: "ControlDesk | None" = None, status: Callable[[], Mapping[str, Any]] | None = None
@@ -77,7 +78,7 @@ class LiveCalls:
             }
         return found
 
-    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], FeedFollower]]:
+    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[FeedFollower]]]:
         return self._parts.engine.followers()
 
     async def _stored(self, name: str, parameters: Mapping[str, Any]) -> Any:

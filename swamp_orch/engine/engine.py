@@ -23,7 +23,7 @@ from swamp_orch.engine.placing import Placing, Slot
 from swamp_orch.engine.runs import Run, RunRequest
 from swamp_orch.engine.steps import StepState
 from swamp_orch.store.interface import Store
-from swamp_proto.errors import NotFound, OperationFailed
+from swamp_proto.errors import Conflict, OperationFailed
 from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT
 from swamp_proto.messages.dispatch import LogLine
 from swamp_worker.execution.interface import Executor
@@ -77,6 +77,11 @@ class Engine:
         self._nursery: trio.Nursery
         self._idle = trio.Event()  # set when a loopback slot is given back
         self.stopping = ""
+        self.taken_over = (
+            trio.Event()
+        )  # every run that a dead process left is this one's: until then calls wait
+        if placing is None:
+            self.taken_over.set()  # a command's own engine takes over nothing
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Engine"]:
@@ -138,7 +143,7 @@ class Engine:
             "worker.queue": self._queue,
         }
 
-    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], "FeedFollower"]]:
+    def followers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable["FeedFollower"]]]:
         return {"run.attach": self._attach}
 
     async def _workflow_run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,6 +156,7 @@ class Engine:
 
     async def start(self, request: RunRequest) -> dict[str, Any]:
         """Make a run durable and let it go; answers its id."""
+        await self.taken_over.wait()
         if self.stopping:
             raise OperationFailed(f"no new runs: {self.stopping}", code="stopping")
         if len(self._runs) >= self._runs_max:
@@ -196,13 +202,13 @@ class Engine:
                 self._ended.popitem(last=False)
 
     async def _cancel(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        run = self._runs.get(parameters["runId"])
+        await self.taken_over.wait()
+        run_id = parameters["runId"]
+        run = self._runs.get(run_id)
         if run is None:
-            if parameters["runId"] in self._ended or self.store.latest(
-                parameters["runId"], "run-main", content=False
-            ):
-                return {"runId": parameters["runId"], "status": "ended"}
-            raise NotFound(f"run {parameters['runId']!r} is not known", hint="swamp run list")
+            if run_id not in self._ended:
+                await trio.to_thread.run_sync(self._ended_document, run_id)
+            return {"runId": run_id, "status": "ended"}
         await run.ask_cancel(parameters.get("reason") or "cancelled")
         if parameters.get("wait") is False:
             return {"runId": run.id, "status": "cancelling"}
@@ -212,22 +218,37 @@ class Engine:
     async def _queue(self, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [] if self.placing is None else self.placing.queue(bool(parameters.get("explain")))
 
-    def _attach(self, parameters: Mapping[str, Any]) -> "FeedFollower":
+    async def _attach(self, parameters: Mapping[str, Any]) -> "FeedFollower":
+        await self.taken_over.wait()
         run_id = parameters["runId"]
         run = self._runs.get(run_id)
         feed = run.feed if run is not None else self._ended.get(run_id)
         if feed is None:
-            feed = self._replay(run_id)
+            feed = self._replay(await trio.to_thread.run_sync(self._ended_document, run_id))
         after = int(parameters.get("after") or 0)
         return FeedFollower(
             feed, after if after <= feed.last else 0
         )  # a feed of another process counted differently
 
-    def _replay(self, run_id: str) -> RunFeed:
-        """A run that ended longer ago: its end, from its records."""
+    def _ended_document(self, run_id: str) -> dict[str, Any]:
+        """A run that is not at work here, from its records.
+
+        :raises NotFound: there is no such run
+        :raises Conflict: it is at work in another process
+        """
         from swamp_orch.api.services.runs import RunService
 
         document = RunService(self.repository, self.store).document(run_id)
+        if document["status"] == "running":
+            raise Conflict(
+                f"run {run_id} is not at work in this process: the command that started it executes it",
+                hint="follow and cancel it where it was started; what a dead process left, swamp serve takes over as it starts",
+            )
+        return document
+
+    def _replay(self, document: Mapping[str, Any]) -> RunFeed:
+        """A run that ended longer ago: its end."""
+        run_id = document["id"]
         feed = RunFeed(self.clock_ms)
         feed.emit(
             "run_started",

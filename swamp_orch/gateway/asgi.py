@@ -42,7 +42,7 @@ class Calls(Protocol):
 
     async def call(self, name: str, parameters: Mapping[str, Any]) -> Any: ...
 
-    def follow(self, name: str, parameters: Mapping[str, Any]) -> "Follower": ...
+    async def follow(self, name: str, parameters: Mapping[str, Any]) -> "Follower": ...
 
 
 class Follower(Protocol):
@@ -171,7 +171,7 @@ class Gateway:
         await _answer(send, 200, answer)
 
     async def _stream(self, name: str, parameters: Mapping[str, Any], receive: Receive, send: Send) -> None:
-        follower = self._calls.follow(name, parameters)
+        follower = await self._calls.follow(name, parameters)
         head = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         async with trio.open_nursery() as nursery:

@@ -1,14 +1,26 @@
 """Runs in one process, without workers: what the engine does with steps, from the call to the records."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from swamp_orch.api.application import Application, LiveApplication
 from swamp_orch.api.inprocess import InProcessSession
 from swamp_orch.definitions.repository import find, init
+from swamp_orch.engine.assembly import assemble
+from swamp_orch.serve import wall_ms
+from swamp_orch.store.sqlite import open_store
 from swamp_proto.errors import NotFound, SwampError
+from swamp_proto.limits import Tempo
+
+ROOT = Path(__file__).parents[2]
 
 
 class Place:
@@ -235,3 +247,72 @@ def test_a_run_that_cannot_begin_leaves_no_record(place: Place) -> None:
     with pytest.raises(SwampError):
         place.session.call("workflow.run", name="nothing")
     assert place.session.call("run.list")["runs"] == []
+
+
+def test_a_run_of_another_process_is_neither_ended_nor_followed_here(place: Place) -> None:
+    place.model("slow", "exec sleep 60")
+    place.workflow("w", job(step("s", "slow")))
+    run_id = place.session.call("workflow.run", name="w")["runId"]
+    for command in ("cancel", "attach"):
+        said = subprocess.run(
+            [sys.executable, "-m", "swamp_orch.cli", "run", command, run_id],
+            cwd=place.root,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert said.returncode == 1
+        assert "is not at work in this process" in said.stderr
+    assert place.session.call("run.get", runId=run_id)["status"] == "running"
+    assert place.session.call("run.cancel", runId=run_id)["left"] == 0
+
+
+class Loud:
+    """A reporter: a warning or a fault fails the test."""
+
+    def info(self, event: str, **fields: Any) -> None:
+        return
+
+    def warning(self, event: str, **fields: Any) -> None:
+        raise AssertionError((event, fields))
+
+    def fault(self, event: str, error: BaseException, **fields: Any) -> None:
+        raise error
+
+
+async def test_calls_about_runs_wait_until_an_orchestrator_has_taken_over_what_was_left(place: Place) -> None:
+    """A client that followed a run when its orchestrator was killed is back before the next one has read its records (once in
+    some fifty kills it was told that the run had ended, as `running`)."""
+    place.model("quick", "true")
+    place.workflow("w", job(step("s", "quick")))
+    run_id = (await trio.to_thread.run_sync(place.run, "w"))["runId"]
+    await trio.to_thread.run_sync(place.session.close)
+    repository = find(place.root)
+    answers: dict[str, Any] = {}
+    with trio.fail_after(30), closing(open_store(repository.data)) as store:
+        application = Application(repository, store)
+        async with assemble(
+            application, reporter=Loud(), tempo=Tempo(), workers=True, clock_ms=wall_ms
+        ) as parts:
+            live = LiveApplication(application, parts.live())
+
+            async def cancel() -> None:
+                answers["cancel"] = await live.call("run.cancel", {"runId": run_id})
+
+            async def attach() -> None:
+                follower = await live.follow("run.attach", {"runId": run_id})
+                answers["attach"] = await follower.more()
+
+            async def start() -> None:
+                answers["start"] = await live.call("workflow.run", {"name": "w"})
+
+            async with trio.open_nursery() as nursery:
+                for call in (cancel, attach, start):
+                    nursery.start_soon(call)
+                await trio.sleep(0.2)
+                assert not answers
+                await parts.reconcile()
+            assert answers["cancel"] == {"runId": run_id, "status": "ended"}
+            assert b'"kind":"run_ended"' in answers["attach"].replace(b" ", b"")
+            assert await live.call("run.cancel", {"runId": answers["start"]["runId"]})
