@@ -40,6 +40,7 @@ from swamp_proto.limits import (
     CONTROL_FRAME_MAX,
     ENROLL_DEADLINE_S,
     GRACE_S_DEFAULT,
+    LOG_LEVELS,
     Tempo,
 )
 from swamp_proto.version import SWAMP_VERSION
@@ -87,6 +88,7 @@ class ServeOptions:
     json: bool = False
     quiet: bool = False
     log: Path | None = None
+    log_level: str = "info"
 
 
 def wall_ms() -> int:
@@ -96,16 +98,22 @@ def wall_ms() -> int:
 
 # ── what the operator reads ─────────────────────────────────────────────────────────────────────────────────────────
 class Reporter:
-    """One line per happening: plain text, or with `--json` one object. `--log` gets every line too."""
+    """One line per happening: plain text, or with `--json` one object. `--log` gets every line too, and `--log-level` says which
+    there are; what people look for (`listening on …`) is always there."""
 
     def __init__(self, options: ServeOptions) -> None:
         self._json = options.json
         self._quiet = options.quiet
-        self._file = None if options.log is None else options.log.open("a", encoding="utf-8", buffering=1)
+        self._wanted = LOG_LEVELS.index(options.log_level)
+        self._file = None
+        if options.log is not None:
+            try:
+                self._file = options.log.open("a", encoding="utf-8", buffering=1)
+            except OSError as error:
+                raise UsageError(f"--log {options.log}: {error.strerror}") from None
 
     def info(self, event: str, **fields: Any) -> None:
-        if not self._quiet:
-            self._say("info", event, fields)
+        self._say("info", event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
         self._say("warn", event, fields)
@@ -122,13 +130,17 @@ class Reporter:
     def _say(self, level: str, event: str, fields: dict[str, Any]) -> None:
         from swamp_orch.store.bookkeeping import iso
 
+        shown = not (self._quiet and level == "info")
+        if LOG_LEVELS.index(level) < self._wanted or not (shown or self._file):
+            return
         at = iso(wall_ms())
         if self._json:
             line = json.dumps({"at": at, "level": level, "event": event, **fields}, ensure_ascii=False)
         else:
             told = "".join(f" {key}={_shown(value)}" for key, value in fields.items())
             line = f"{at} {'' if level == 'info' else level.upper() + ' '}{event}{told}"
-        _print(line)
+        if shown:
+            _print(line)
         if self._file is not None:
             self._file.write(line + "\n")
 

@@ -141,6 +141,7 @@ PREDICATE_LENGTH_MAX: Final = 16 * KIB
 CEL_RANGE_MAX: Final = 10_000  # of lists.range in an expression
 EVENT_BUFFER_MAX: Final = 10_000  # events of a run kept for clients that attach
 CONCURRENT_RUNS_MAX_DEFAULT: Final = 100
+LOG_LEVELS: Final = ("debug", "info", "warn", "error")
 CHILD_RUN_DEPTH_MAX: Final = 10
 
 # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────

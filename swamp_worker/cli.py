@@ -19,7 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import attrs
 import click
@@ -55,6 +55,8 @@ class WorkerOptions:
     pin: str | None = None
     json: bool = False
     quiet: bool = False
+    log: Path | None = None
+    log_level: str = "info"
 
 
 def run_worker(options: WorkerOptions) -> int:
@@ -74,6 +76,13 @@ def run_worker(options: WorkerOptions) -> int:
     return trio.run(_run, options, address)
 
 
+def _log(path: Path | None) -> TextIO | None:
+    try:
+        return None if path is None else path.open("a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise UsageError(f"--log {path}: {error.strerror}") from None
+
+
 async def _run(options: WorkerOptions, address: Any) -> int:
     import trio
 
@@ -86,7 +95,7 @@ async def _run(options: WorkerOptions, address: Any) -> int:
     from swamp_worker.shell.identity import open_identity, this_arch, this_host, this_platform
     from swamp_worker.shell.voice import Voice
 
-    voice = Voice(as_json=options.json, quiet=options.quiet)
+    voice = Voice(as_json=options.json, quiet=options.quiet, log=_log(options.log), level=options.log_level)
     identity = open_identity(options.cache_dir)
     try:
         if identity.is_temporary:
@@ -206,11 +215,15 @@ def connect(context: click.Context, /, **given: Any) -> int:
     hide_token(given)
     invocation = context.find_root().obj
     options = read_options(given, os.environ)
-    options = attrs.evolve(
-        options,
-        json=bool(getattr(invocation, "json", False)),
-        quiet=bool(invocation.get("quiet")) if hasattr(invocation, "get") else False,
-    )
+    if invocation is not None:
+        log = invocation.get("log")
+        options = attrs.evolve(
+            options,
+            json=bool(invocation.json),
+            quiet=bool(invocation.get("quiet")),
+            log=Path(log) if log else None,
+            log_level=invocation.get("log_level") or "info",
+        )
     for name in [name for name in os.environ if name.startswith("SWAMP_WORKER_")]:
         del os.environ[name]
     return run_worker(options)

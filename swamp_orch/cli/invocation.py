@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swamp_orch.cli import console
 from swamp_proto.errors import Broken, UsageError
+from swamp_proto.limits import LOG_LEVELS
 
 if TYPE_CHECKING:
     from swamp_orch.api.interface import Session
     from swamp_orch.definitions.repository import Repository
 
-LEVELS: Final = ("debug", "info", "warn", "error")
+LEVELS: Final = LOG_LEVELS
 LEVEL_ALIASES: Final[Mapping[str, str]] = {"trace": "debug", "warning": "warn", "fatal": "error"}
 
 ENVIRONMENT: Final[Mapping[str, str]] = {

@@ -7,6 +7,7 @@ warnings for a person go to standard error. It formats and writes; it decides no
 
 import json
 import sys
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from swamp_proto.errors import RefusalCode
@@ -50,7 +51,8 @@ TROUBLE: Final[dict[RefusalCode, tuple[str, str, str]]] = {
 
 
 class Voice:
-    """Writes to `out` and `err`, flushed line by line."""
+    """Writes to `out` and `err`, flushed line by line; to `log` with the time before each line, whatever `quiet` says. `level` is
+    the least that is said: `debug`, `info`, `warn` or `error`."""
 
     def __init__(
         self,
@@ -59,11 +61,16 @@ class Voice:
         quiet: bool = False,
         out: TextIO | None = None,
         err: TextIO | None = None,
+        log: TextIO | None = None,
+        level: str = "info",
     ) -> None:
         self._json = as_json
         self._quiet = quiet
         self._out = out or sys.stdout
         self._err = err or sys.stderr
+        self._log = log
+        self._informs = level in ("debug", "info")
+        self._warns = self._informs or level == "warn"
 
     # ── the link ────────────────────────────────────────────────────────────────────────────────────────────
     def connecting(self, url: str, attempt: int) -> None:
@@ -86,6 +93,7 @@ class Voice:
         """A permanent one: keyword, cause and fix."""
         keyword, cause, fix = TROUBLE[code]
         said = message if keyword in message else f"{keyword}: {message}"
+        self._record(f"ERROR {said}")
         if self._json:
             self._write(self._err, json.dumps({"error": said, "code": code.value, "hint": fix}))
         else:
@@ -135,6 +143,9 @@ class Voice:
     # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────
     def notice(self, level: str, message: str) -> None:
         """Something the orchestrator, or this worker itself, wants its operator to know."""
+        if not {"warn": self._warns, "error": True}.get(level, self._informs):
+            return
+        self._record(f"{level.upper()} {message}" if level != "info" else message)
         if self._json:
             self._write(self._out, json.dumps({"kind": "notice", "level": level, "message": message}))
         elif level == "warn":
@@ -146,10 +157,18 @@ class Voice:
         self.notice("warn", message)
 
     def _say(self, text: str, kind: str, **fields: Any) -> None:
+        if not self._informs:
+            return
+        self._record(text)
         if self._json:
             self._write(self._out, json.dumps({"kind": kind, **fields}, ensure_ascii=False))
         elif not self._quiet:
             self._write(self._out, text)
+
+    def _record(self, text: str) -> None:
+        if self._log is not None:
+            at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            self._write(self._log, f"{at} {text}")
 
     @staticmethod
     def _write(to: TextIO, text: str) -> None:

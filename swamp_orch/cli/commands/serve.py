@@ -102,5 +102,6 @@ def serve(
             json=invocation.json,
             quiet=invocation.quiet,
             log=Path(invocation.get("log")) if invocation.get("log") else None,
+            log_level=invocation.get("log_level"),
         )
     )
