@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from swamp_orch.api.interface import Session
     from swamp_orch.definitions.repository import Repository
 
-LEVELS: Final = LOG_LEVELS
 LEVEL_ALIASES: Final[Mapping[str, str]] = {"trace": "debug", "warning": "warn", "fatal": "error"}
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -69,9 +68,9 @@ class Invocation:
         """A global flag that was typed."""
         if name == "log_level":
             value = LEVEL_ALIASES.get(value, value)
-            if value not in LEVELS:
+            if value not in LOG_LEVELS:
                 raise UsageError(
-                    f"'{value}' is not a log level", hint=f"--log-level takes one of: {', '.join(LEVELS)}"
+                    f"'{value}' is not a log level", hint=f"--log-level takes one of: {', '.join(LOG_LEVELS)}"
                 )
         self._flags[name] = value
 
@@ -84,9 +83,9 @@ class Invocation:
             value = self.environ[variable]
             if name == "log_level":
                 value = LEVEL_ALIASES.get(value.lower(), value.lower())
-                if value not in LEVELS:
+                if value not in LOG_LEVELS:
                     raise UsageError(
-                        f"SWAMP_LOG_LEVEL={value} is not a log level", hint=f"one of: {', '.join(LEVELS)}"
+                        f"SWAMP_LOG_LEVEL={value} is not a log level", hint=f"one of: {', '.join(LOG_LEVELS)}"
                     )
             return value, f"environment {variable}"
         if name == "no_color" and self.environ.get("NO_COLOR"):
@@ -206,7 +205,7 @@ class Invocation:
     def log(self, level: str, text: str) -> None:
         """A line in the `--log` file; with `--log-level debug` and no file, on stderr."""
         wanted = self.get("log_level")
-        if LEVELS.index(level) < LEVELS.index(wanted):
+        if LOG_LEVELS.index(level) < LOG_LEVELS.index(wanted):
             return
         path = self.get("log")
         if not path and wanted != "debug":

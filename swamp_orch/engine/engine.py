@@ -77,9 +77,7 @@ class Engine:
         self._nursery: trio.Nursery
         self._idle = trio.Event()  # set when a loopback slot is given back
         self.stopping = ""
-        self.taken_over = (
-            trio.Event()
-        )  # every run that a dead process left is this one's: until then calls wait
+        self.taken_over = trio.Event()  # what a dead process left is this one's now; calls wait for it
         if placing is None:
             self.taken_over.set()  # a command's own engine takes over nothing
 

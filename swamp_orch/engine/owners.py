@@ -22,9 +22,11 @@ def process_identity() -> dict[str, Any]:
 
 
 def started_at(pid: int) -> str:
-    """When a process began: tells it from a later one with the same pid. Empty if unknown."""
+    """When a process began: tells it from a later one with the same pid. Empty if unknown, or if it has ended and only its
+    parent has not noticed (a killed process under a supervisor that does not wait for it)."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 
