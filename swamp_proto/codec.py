@@ -62,6 +62,8 @@ EVENT: Final = 3
 CANCEL: Final = 4
 BUNDLE: Final = 5  # of frames; no frame itself
 
+_Body = typing.TypeVar("_Body")
+
 UNEXPLAINED: Final = "refused at first sight, and not at second"  # never; the fuzz target looks for it
 _FRAME_MAX: Final = limits.CONTROL_FRAME_MAX
 _ITEMS_MAX: Final = limits.FRAME_ITEMS_MAX
@@ -368,6 +370,60 @@ def bundle(parts: Sequence[bytes]) -> bytes:
     assert 2 <= count <= limits.BUNDLE_FRAMES_MAX
     size = bytes((0x90 | count,)) if count < 16 else b"\xdc" + count.to_bytes(2, "big")
     return b"\x92" + bytes((BUNDLE,)) + size + b"".join(parts)
+
+
+# ── bodies of the data plane, and plain values ───────────────────────────────────────────────────────────────
+
+
+def encode_body(value: Any) -> bytes:
+    """The bytes of one attrs value (`WriteBatch`, `Written`), as strict as a frame. Raises `Unsupported`."""
+    try:
+        parts = _QUICK_OUT.of_class(type(value))(value, None)
+        data: bytes = msgpack.Packer(use_bin_type=True, strict_types=True).pack(parts)
+    except Wrong:
+        try:
+            _EXACT_OUT.of_class(type(value))(value, None)
+        except Wrong as wrong:
+            raise Unsupported(f"cannot be sent: ${wrong.path}: {wrong.problem}") from None
+        raise Bug("the quick and the exact encoder disagree") from None
+    except UnicodeEncodeError:
+        raise Unsupported(f"cannot be sent: ${_not_unicode(value)}: text that is not Unicode") from None
+    return data
+
+
+def decode_body(data: bytes, cls: type[_Body], most: int) -> _Body:
+    """The value of `cls` that `data` is. Raises `MalformedMessage` and `LimitExceeded` as `decode` does."""
+    value = _unpack(data, most)
+    try:
+        found: _Body = _QUICK_IN.of_class(cls)(value, None)
+    except (Wrong, KeyError):
+        try:
+            _EXACT_IN.of_class(cls)(value, None)
+        except Wrong as wrong:
+            raise MalformedMessage(f"${wrong.path}", wrong.problem) from None
+        raise MalformedMessage("$", UNEXPLAINED) from None
+    return found
+
+
+def pack_value(value: dict[str, Any]) -> bytes:
+    """The bytes of one JSON-shaped map (bytes allowed): what executor and runner say to each other. Raises `Unsupported`."""
+    try:
+        data: bytes = msgpack.Packer(use_bin_type=True, strict_types=True).pack(json_map(value, None))
+    except Wrong as wrong:
+        raise Unsupported(f"cannot be sent: ${wrong.path}: {wrong.problem}") from None
+    except UnicodeEncodeError:
+        raise Unsupported(f"cannot be sent: ${_not_unicode(value)}: text that is not Unicode") from None
+    return data
+
+
+def unpack_value(data: bytes, most: int) -> dict[str, Any]:
+    """The map that `data` is. Raises `MalformedMessage` and `LimitExceeded`."""
+    value = _unpack(data, most)
+    try:
+        found: dict[str, Any] = json_map(value, None)
+    except Wrong as wrong:
+        raise MalformedMessage(f"${wrong.path}", wrong.problem) from None
+    return found
 
 
 # ── frames out ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -125,6 +125,22 @@ QUERY_PAGE: Final = 1_000
 BOOKKEEPING_VERSIONS_KEPT: Final = 20
 BOOKKEEPING_ENDED_KEPT_S: Final = 7 * 24 * 3600.0
 
+# ── steps at work: capabilities, data plane, runners, bundles ────────────────────────────────────────────────
+INLINE_WRITE_MAX: Final = 1 * MIB  # content of one record inside a write; larger content is uploaded before
+WRITE_BODY_MAX: Final = 4 * MIB  # one write request, all its records
+UPLOAD_CHUNK: Final = 8 * MIB  # one PATCH of an upload, and the most that a cut connection repeats
+UPLOADS_PER_DISPATCH_MAX: Final = 64  # open at the same time
+CALLS_PER_DISPATCH_MAX: Final = 64  # unanswered at the same time
+CALL_VALUE_MAX: Final = 3 * MIB  # what one capability call gives
+QUERY_ROWS_MAX: Final = 10_000  # of one query by a step
+RUN_MODEL_CALLS_MAX: Final = 100  # of one dispatch
+FOLLOW_UPS_MAX: Final = 100  # of one dispatch, one after another
+RUNNER_FRAME_MAX: Final = 4 * MIB  # one message between executor and runner
+BUNDLE_FILE_MAX: Final = 64 * MIB  # a bundle, packed
+BUNDLE_UNPACKED_MAX: Final = 256 * MIB
+BUNDLE_ENTRIES_MAX: Final = 10_000
+BUNDLE_CACHE_MAX: Final = 1024 * MIB  # on a worker
+
 # ── definition files ────────────────────────────────────────────────────────────────────────────────────────
 DEFINITION_BYTES_MAX: Final = 4 * MIB  # one YAML file
 DEFINITION_DEPTH_MAX: Final = 64  # nesting of one
@@ -155,6 +171,10 @@ VERIFICATION_QUEUE_MAX: Final = 1_024
 REFUSAL_DELAY_S: Final = 1.0  # failures are delayed, never a lock-out
 
 assert COMPLETION_OUTPUTS_MAX < CONTROL_FRAME_MAX
+assert CALL_VALUE_MAX < CONTROL_FRAME_MAX
+assert INLINE_WRITE_MAX < WRITE_BODY_MAX
+assert INLINE_CONTENT_MAX < INLINE_WRITE_MAX
+assert BUNDLE_FILE_MAX < BUNDLE_UNPACKED_MAX < BUNDLE_CACHE_MAX
 assert 2 * CAPTURE_MAX < COMPLETION_OUTPUTS_MAX
 assert CAPTURE_TAIL < CAPTURE_MAX
 assert LOG_BATCH_BYTES_MAX + LINE_MAX < CONTROL_FRAME_MAX

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import attrs
 
+from swamp_proto.messages import capability as _c
 from swamp_proto.messages import dispatch as _d
 from swamp_proto.messages import enrollment as _e
 
@@ -48,6 +49,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("dispatch.finished", _d.Finished, _W, _d.FinishNoted),
     Rule("dispatch.log", _d.LogLines, _W),
     Rule("dispatch.log.noted", _d.LogNoted, _O),
+    Rule("dispatch.call", _c.Call, _W, _c.CallAnswer),
 )
 
 RULE_BY_NAME: Final[dict[str, Rule]] = {rule.name: rule for rule in RULES}

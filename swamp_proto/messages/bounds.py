@@ -12,6 +12,7 @@ import attrs
 
 from swamp_proto import limits
 from swamp_proto.envelope import FailureBody
+from swamp_proto.messages import capability as _c
 from swamp_proto.messages import dispatch as _d
 from swamp_proto.messages import enrollment as _e
 
@@ -45,7 +46,8 @@ BOUNDS: Final[dict[type[Any], dict[str, Bound]]] = {
     _e.Heartbeat: {"number": _FROM_0},
     _e.HeartbeatAnswer: {"number": _FROM_0},
     _e.Farewell: {"retry_after_s": _FROM_0},
-    _d.Dispatch: {"fence": _FROM_1, "attempt": _FROM_1, "timeout_s": _FROM_0},
+    _d.Dispatch: {"fence": _FROM_1, "attempt": _FROM_1, "model_version": _FROM_0, "timeout_s": _FROM_0},
+    _d.Output: {"staged": _FROM_1, "size": _FROM_0},
     _d.LogLines: {"fence": _FROM_1, "first": _FROM_1, "lines": Bound(1, limits.LOG_BATCH_LINES_MAX)},
     _d.LogNoted: {"through": _FROM_0},
     _d.Finished: {
@@ -57,4 +59,8 @@ BOUNDS: Final[dict[type[Any], dict[str, Bound]]] = {
         "duration_ms": _FROM_0,
     },
     _d.CancelDispatch: {"fence": _FROM_1, "term_s": _FROM_0},
+    _c.Call: {"fence": _FROM_1, "number": _FROM_1},
+    _c.CallAnswer: {"number": _FROM_1},
+    _c.WriteBatch: {"records": Bound(1, limits.BATCH_RECORDS_MAX)},
+    _c.WrittenRecord: {"version": _FROM_1, "size": _FROM_0},
 }

@@ -5,7 +5,9 @@ acknowledged. The loopback executor is given the very same `Dispatch` and answer
 `Finished`.
 """
 
+from collections.abc import Mapping
 from enum import Enum, StrEnum
+from hashlib import sha256
 from typing import Any
 
 import attrs
@@ -38,6 +40,16 @@ class Place:
 
 
 @attrs.frozen
+class Program:
+    """Which Python code runs the method, and what runs with it."""
+
+    bundle: str  # its sha256, hex; empty: the type comes with swamp
+    entry: str  # `inventory.py:Inventory`: file below the bundle's root, and class
+    checks: tuple[str, ...]  # pre-flight checks to run before the method
+    reports: tuple[str, ...]  # reports of method scope to make after it
+
+
+@attrs.frozen
 class Dispatch:
     """O -> W request `dispatch.start`. Answered by `Accepted`, or refused `busy` / `draining`."""
 
@@ -49,7 +61,11 @@ class Dispatch:
     model_type: str  # `command/shell`
     model_name: str
     model_id: str
+    model_version: int
+    model_tags: dict[str, str]
     method: str
+    program: Program | None  # None: the executor itself knows how to run it (`command/shell`)
+    global_arguments: dict[str, Any] = attrs.field(repr=False)  # resolved; JSON-shaped
     arguments: dict[str, Any] = attrs.field(repr=False)  # resolved; JSON-shaped
     environment: dict[str, str] = attrs.field(repr=False)  # the orchestrator's snapshot, for this step only
     bindings: dict[str, str] = attrs.field(repr=False)  # expression values and secrets, as variables
@@ -92,13 +108,33 @@ class LogNoted:
 
 @attrs.frozen
 class Output:
-    """A record the step produced at its end; becomes one in the completion's transaction."""
+    """A record the step produced: at its end (it becomes one in the completion's transaction), or written
+    while it ran (`capability.WriteBatch`).
+    """
 
     spec: str
     name: str
-    kind: str  # resource, file
+    kind: str  # resource, file, report
     content_type: str
+    tags: dict[str, str]
+    staged: int | None  # number of the upload that holds the content; then `content` is empty
+    sha256: str  # hex
+    size: int
     content: bytes = attrs.field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        spec: str,
+        name: str,
+        kind: str,
+        content_type: str,
+        content: bytes,
+        tags: Mapping[str, str] | None = None,
+    ) -> "Output":
+        """With its content in it."""
+        digest = sha256(content).hexdigest()
+        return cls(spec, name, kind, content_type, dict(tags or {}), None, digest, len(content), content)
 
 
 @attrs.frozen

@@ -8,6 +8,7 @@ from typing import Final
 
 from swamp_proto.envelope import Cancel, Event, Failure, FailureBody, Frame, Request, Response
 from swamp_proto.errors import RefusalCode
+from swamp_proto.messages import capability as c
 from swamp_proto.messages import dispatch as d
 from swamp_proto.messages import enrollment as e
 
@@ -71,7 +72,11 @@ START: Final = d.Dispatch(
     model_type="command/shell",
     model_name="remote-echo",
     model_id=MODEL,
+    model_version=1,
+    model_tags={"team": "infra"},
     method="execute",
+    program=None,
+    global_arguments={},
     arguments={
         "run": 'echo "executed on a worker"',
         "timeout": 1500,
@@ -88,21 +93,54 @@ START: Final = d.Dispatch(
     timeout_s=90.0,
     credential="c1" * 32,
 )
+START_PROGRAM: Final = d.Dispatch(
+    dispatch=OTHER_DISPATCH,
+    fence=1,
+    attempt=1,
+    attempt_key="c7c0a4b2.probe.1",
+    place=d.Place(run=RUN, workflow="inventory", workflow_id=WORKFLOW, job="main", step="probe"),
+    model_type="@acme/inventory",
+    model_name="hosts",
+    model_id=MODEL,
+    model_version=3,
+    model_tags={},
+    method="probe",
+    program=d.Program(
+        bundle="b5" * 32, entry="inventory.py:Inventory", checks=("reachable",), reports=("@acme/inventory",)
+    ),
+    global_arguments={"region": "eu"},
+    arguments={"hosts": ["127.0.0.1"]},
+    environment={},
+    bindings={},
+    display=None,
+    secrets=(),
+    timeout_s=None,
+    credential="c2" * 32,
+)
 FINISHED: Final = d.Finished(
     dispatch=DISPATCH,
     fence=3,
     outcome=d.Outcome.SUCCEEDED,
     error=None,
     outputs=(
-        d.Output(
-            spec="result",
-            name="result",
-            kind="resource",
-            content_type="application/json",
-            content=b'{"exitCode":0,"stdout":"executed on a worker"}',
+        d.Output.of(
+            "result",
+            "result",
+            "resource",
+            "application/json",
+            b'{"exitCode":0,"stdout":"executed on a worker"}',
         ),
+        d.Output.of("note", "note", "file", "text/plain", b"executed on a worker\n"),
         d.Output(
-            spec="log", name="log", kind="file", content_type="text/plain", content=b"executed on a worker\n"
+            spec="dump",
+            name="dump",
+            kind="file",
+            content_type="application/octet-stream",
+            tags={"host": "a"},
+            staged=2,
+            sha256="d1" * 32,
+            size=5_000_000_000,
+            content=b"",
         ),
     ),
     last_line=1,
@@ -177,6 +215,7 @@ VALID: Final[dict[str, Frame]] = {
     ),
     "worker.notice.event": Event(e.Notice(level="warn", message="token 'remote-worker' expires in 1 minute")),
     "dispatch.start.request": Request(1, START),
+    "dispatch.start.request.program": Request(2, START_PROGRAM),
     "dispatch.start.response": Response(1, d.Accepted(dispatch=DISPATCH), "dispatch.start"),
     "dispatch.log.event": Event(
         d.LogLines(
@@ -199,6 +238,38 @@ VALID: Final[dict[str, Frame]] = {
         2, d.CancelDispatch(dispatch=DISPATCH, fence=3, reason="the run was cancelled", term_s=10.0)
     ),
     "dispatch.cancel.response": Response(2, d.CancelNoted(dispatch=DISPATCH, known=True), "dispatch.cancel"),
+    "dispatch.call.request": Request(
+        7,
+        c.Call(
+            dispatch=OTHER_DISPATCH,
+            fence=1,
+            number=4,
+            verb=c.Verb.LATEST,
+            arguments={"model": "config", "name": "settings"},
+        ),
+    ),
+    "dispatch.call.response": Response(
+        7,
+        c.CallAnswer(
+            dispatch=OTHER_DISPATCH,
+            number=4,
+            code=None,
+            message="",
+            value={"found": True, "record": {"name": "settings", "version": 2}, "content": b'{"a":1}'},
+        ),
+        "dispatch.call",
+    ),
+    "dispatch.call.response.refused": Response(
+        8,
+        c.CallAnswer(
+            dispatch=OTHER_DISPATCH,
+            number=5,
+            code=c.CallCode.FORBIDDEN,
+            message="no expression of this step names the secret prod/api-key",
+            value={},
+        ),
+        "dispatch.call",
+    ),
     "cancel": Cancel(4),
     "cancel.large": Cancel(2**63 - 1),
 }

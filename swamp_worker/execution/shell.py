@@ -427,7 +427,7 @@ class _Execution:
             fence=self._dispatch.fence,
             outcome=outcome,
             error=self._mask(error) if error else None,
-            outputs=(Output("result", "result", "resource", "application/json", content),),
+            outputs=(Output.of("result", "result", "resource", "application/json", content),),
             last_line=self._sent,
             lines_lost=self._lost,
             left=self._left,

@@ -289,7 +289,7 @@ def test_a_large_frame_of_nested_headers_is_refused_before_anything_is_built() -
 @QUICK
 def test_the_bound_on_nesting_lets_every_frame_through(frame: Frame) -> None:
     """Content that looks like headers must not matter: pad with such bytes until it is looked at."""
-    padding = d.Output("log", "log", "file", "application/octet-stream", bytes(range(0xC0, 0x100)) * 200)
+    padding = d.Output.of("log", "log", "file", "application/octet-stream", bytes(range(0xC0, 0x100)) * 200)
     value = codec.plain(frame)
     assert codec.decode(codec.encode(Request(1, attrs.evolve(FINISHED, outputs=(padding,) * 3))))
     if isinstance(frame, Request) and isinstance(frame.body, d.Dispatch):

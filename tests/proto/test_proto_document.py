@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swamp_proto import codec, limits
+from swamp_proto import capabilities, codec, limits
 from swamp_proto.errors import PERMANENT_REFUSALS, RefusalCode
 from swamp_proto.limits import Tempo
 from swamp_proto.messages import RULES, Side
@@ -211,3 +211,23 @@ def test_every_link_inside_the_document_leads_somewhere() -> None:
         if line.startswith("#")
     }
     assert set(re.findall(r"\]\(#([\w-]+)\)", TEXT)) <= headings
+
+
+# ── capabilities and the data plane ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_capabilities_are_those_of_the_table() -> None:
+    def cell(fields) -> str:  # type: ignore[no-untyped-def]
+        return ", ".join(f"`{name}` {kind}" for name, kind in fields.items()).strip("`") or "nothing"
+
+    (rows,) = tables(section("## Capabilities"))
+    assert rows == [
+        [
+            rule.verb.value,
+            rule.reach.value,
+            "yes" if rule.mutates else "no",
+            cell(rule.takes),
+            cell(rule.gives),
+        ]
+        for rule in capabilities.RULES
+    ]

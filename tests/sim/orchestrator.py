@@ -884,6 +884,7 @@ class Orchestrator:
 def _message(dispatch: str, fence: int, attempt: int, place: Place) -> Dispatch:
     return Dispatch(
         dispatch=dispatch, fence=fence, attempt=attempt, attempt_key="", place=place, model_type="command/shell",
-        model_name="m", model_id="m", method="execute", arguments={}, environment={}, bindings={}, display=None,
+        model_name="m", model_id="m", model_version=1, model_tags={}, method="execute", program=None,
+        global_arguments={}, arguments={}, environment={}, bindings={}, display=None,
         secrets=(), timeout_s=None, credential="",
     )  # fmt: skip
