@@ -10,7 +10,7 @@ line.
 """
 
 from swamp_proto.limits import LINE_MAX
-from swamp_worker.execution.redaction import LineMask, Mask
+from swamp_proto.redaction import LineMask, Mask
 
 
 class LineSplitter:

@@ -40,13 +40,13 @@ from swamp_proto.limits import (
     STUCK_S,
 )
 from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine, Outcome, Output, Stream
+from swamp_proto.redaction import SECRET_LENGTH_MIN, Mask
 from swamp_worker.execution import process
 from swamp_worker.execution.capture import Capture
 from swamp_worker.execution.interface import Control, LogSink
 from swamp_worker.execution.keeper import Keeper
 from swamp_worker.execution.lines import LineSplitter
 from swamp_worker.execution.oom import OutOfMemory
-from swamp_worker.execution.redaction import SECRET_LENGTH_MIN, Mask
 from swamp_worker.execution.registry import boot_ns
 from swamp_worker.execution.variables import StepVariables
 from swamp_worker.execution.workspace import Workspace
