@@ -74,10 +74,16 @@ class Tempo:
         """Ceiling of back-off and of a connect attempt while steps are held."""
         return self.grace_s / 12
 
+    @property
+    def away_s(self) -> float:
+        """A holder that only lost its socket is back within two redials; who asks for an end waits no longer."""
+        return 2 * self.redial_s_max
+
     def check(self) -> None:
         """The holder gives up first, and placing again waits for it."""
         assert self.heartbeat_s < self.silence_s < self.term_s < self.kill_s < self.grace_s
         assert self.redial_s_max <= self.grace_s / 12
+        assert self.away_s < self.grace_s
 
 
 for _grace_s in (GRACE_S_MIN, 4.0, GRACE_S_DEFAULT, GRACE_S_MAX):

@@ -1,4 +1,4 @@
-"""Durations as people type them: token lifetimes (`24h`, `7d`, `1mo`), timeouts (`30s`, `5m`, bare seconds).
+"""Durations as people type them: token lifetimes (`24h`, `7d`, `1mo`), timeouts (`400ms`, `30s`, `5m`, bare seconds).
 
 Only the grammar; what a duration is good for is its caller's.
 """
@@ -6,12 +6,12 @@ Only the grammar; what a duration is good for is its caller's.
 import re
 from typing import Final
 
+from swamp_orch.definitions.durations import parse_duration
 from swamp_proto.errors import UsageError
 from swamp_proto.limits import TOKEN_LIFETIME_S_MAX
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "mo": 30 * 86400, "y": 365 * 86400}
 _GRAMMAR: Final = re.compile(r"([0-9]{1,9})(mo|y|h|m|d|w|s)")
-_PLAIN: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?")
 
 
 def lifetime_ms(text: str) -> int:
@@ -28,14 +28,14 @@ def lifetime_ms(text: str) -> int:
 
 
 def seconds(text: str, flag: str) -> float:
-    """A timeout in seconds: `30s`, `5m`, `1h`, or a bare number. Raises `UsageError`."""
-    match = _GRAMMAR.fullmatch(text)
-    if match is not None and match[2] in ("s", "m", "h", "d"):
-        found = float(int(match[1]) * _SECONDS[match[2]])
-    elif _PLAIN.fullmatch(text):
-        found = float(text)
-    else:
-        raise UsageError(f'Invalid {flag} value "{text}". Expected seconds, or a format like 30s, 5m, 1h')
+    """A timeout in seconds, in every form that definitions take: `400ms`, `30s`, `5m`, `1h30m`, or a bare number. Raises
+    `UsageError`."""
+    try:
+        found = parse_duration(text)
+    except ValueError as error:
+        raise UsageError(
+            f'Invalid {flag} value "{text}": {error}. Expected seconds, or a format like 400ms, 30s, 5m, 1h30m'
+        ) from None
     if found <= 0:
         raise UsageError(f'Invalid {flag} value "{text}": must be positive')
     return found

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from types import FrameType
 from typing import Any, Final
 
@@ -173,11 +174,13 @@ def _left(invocation: Invocation, run_id: str, canceller: _Canceller | None) -> 
 
 
 def left(ended: dict[str, Any]) -> str:
-    """`left: 0`, or `left: unknown, ends by HH:MM:SS`."""
+    """`left: 0`, or `left: unknown, ends by HH:MM:SS`, by the clock of who reads it."""
     count = ended.get("left")
     if count is not None:
         return f"left: {count}"
-    return "left: unknown" + (f", ends by {ended['endsBy']}" if ended.get("endsBy") else "")
+    if not ended.get("endsBy"):
+        return "left: unknown"
+    return f"left: unknown, ends by {datetime.fromisoformat(ended['endsBy']).astimezone():%H:%M:%S}"
 
 
 def _outcome(invocation: Invocation, ended: dict[str, Any] | None, run_id: str, asked: bool) -> int:
@@ -227,7 +230,7 @@ class _JsonShow:
         self._invocation.event(event)
 
     def say(self, text: str) -> None:
-        self._invocation.note(text)
+        self._invocation.log("info", text)  # stderr is for the one object of an error
 
     def leave(self) -> None:
         return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
+from swamp_orch.core.lease_events import CancelAsked
 from swamp_orch.core.lease_ledger import End, Entry, Ledger
 from swamp_orch.core.lease_table import Happening, Stage
 from swamp_orch.core.lease_values import (
@@ -155,6 +156,9 @@ class Ends(Ledger):
     def _ended_elsewhere(self, entry: Entry, stored: Lease) -> Iterator[Effect]:
         """Another process ended it by compare-and-swap (drain --when-safe, run doctor)."""
         yield from self._refuse_writes(entry)
+        asked, kind = entry.asked, entry.lease.cancel_kind
+        if kind is not None:
+            asked = CancelAsked(stored.dispatch, kind, entry.lease.cancel_reason)
         entry.lease, entry.stage = stored, Stage(stored.state.value)
         entry.end, entry.finish, entry.end_durable, entry.dirty = None, None, True, False
         entry.to_say = ()
@@ -163,6 +167,9 @@ class Ends(Ledger):
         yield Drop(stored.dispatch)
         if stored.state is LeaseState.EXPIRED:
             entry.requeue = RequeueStep(stored, stored.cause, counted=False, losses=stored.losses, sent=True)
+            if asked is not None:
+                entry.requeue = None
+                yield EndStep(stored, asked.kind, asked.reason, *self._left(entry))
         else:
             yield FailStep(stored, stored.error, None, self._wall(entry.replace_s))
         if entry.dead:

@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from swamp_orch.core.lease_events import FinishArrived, WriteArrived
+from swamp_orch.core.lease_events import CancelAsked, FinishArrived, WriteArrived
 from swamp_orch.core.lease_table import TRANSITIONS, Happening, Stage
 from swamp_orch.core.lease_values import (
     AdmitFinish,
@@ -33,6 +33,7 @@ from swamp_orch.core.lease_values import (
     RequeueStep,
 )
 from swamp_proto.errors import Bug, RefusalCode
+from swamp_proto.limits import Tempo
 from swamp_proto.messages.dispatch import Outcome
 
 REMEMBERED_MAX: Final = 4_096  # completed dispatches whose report may come again because the answer was lost
@@ -61,6 +62,8 @@ class Entry:
     slot_held: bool = True
     deadline_s: float | None = None
     replace_s: float | None = None  # by then the old execution is dead at the latest
+    lost_s: float | None = None  # since when its link is down
+    cancel_by_s: float | None = None  # how long the answer to a cancel is waited for
     paused: bool = False  # its grace was extended by a queued enrollment
     dead: bool = False  # its execution is known dead
     # commits
@@ -77,6 +80,9 @@ class Entry:
     end: End | None = None
     end_durable: bool = False
     requeue: RequeueStep | None = None  # waits for the old execution to be dead
+    asked: CancelAsked | None = (
+        None  # after the end was decided: the step ends, whatever that end means for it
+    )
 
     @property
     def active(self) -> bool:
@@ -185,6 +191,17 @@ class Ledger:
         entry.to_say = (*entry.to_say, *then)
         yield from self._pump(entry)
 
+    def _say_ended(self, entry: Entry, say: Effect) -> Iterator[Effect]:
+        """Say what rests on a decided end: once that is durable."""
+        if entry.end_durable:
+            yield say
+        elif say in (*entry.said, *entry.to_say):
+            return
+        elif entry.dirty:
+            entry.to_say = (*entry.to_say, say)
+        else:
+            entry.said = (*entry.said, say)
+
     def _report(self, entry: Entry, finish: FinishArrived) -> Lease:
         """The lease as its completion ends it."""
         state, reason = _REPORTED[finish.outcome]
@@ -249,6 +266,17 @@ class Ledger:
             self._serial += 1
             heappush(self._due, (deadline_s, self._serial, entry.lease.dispatch))
 
+    def _until_cancelled(self, entry: Entry) -> None:
+        """A cancel waits for its answer. A holder whose link is down is waited for as long as one that only lost its
+        socket may need to be back, then it is unreachable; never past the instant at which it is dead anyway.
+        """
+        assert entry.cancel_by_s is not None
+        until_s = entry.cancel_by_s
+        if not entry.link_up and entry.lost_s is not None and entry.replace_s is not None:
+            away_s = max(self._now_s, entry.lost_s + Tempo(entry.lease.grace_s).away_s)
+            until_s = min(until_s, away_s, entry.replace_s)
+        self._until(entry, until_s)
+
     def _wall(self, instant_s: float | None) -> int | None:
         return None if instant_s is None else self._now_ms + round((instant_s - self._now_s) * 1000)
 
@@ -287,6 +315,10 @@ class Ledger:
                 assert owned or entry.deadline_s is not None, f"{dispatch} is {entry.stage} for ever"
                 assert entry.stage is not Stage.SUSPENDED or not entry.link_up, f"{dispatch}: a live link"
                 assert entry.stage is not Stage.CANCELLING or lease.cancel_kind is not None
+                overdue = entry.replace_s is not None and (entry.deadline_s or 0.0) > entry.replace_s
+                assert entry.stage is not Stage.CANCELLING or entry.link_up or not overdue, (
+                    f"{dispatch}: the answer to its cancel comes after it is dead"
+                )
             assert entry.under_way is not None or not (entry.dirty or entry.writes), (
                 f"{dispatch}: forgotten commit"
             )

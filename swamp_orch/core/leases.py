@@ -204,12 +204,8 @@ class Leases(Reconciling):
             message = f"late result from {entry.lease.holder}: the lease had ended, {entry.lease.reason}"
             if entry.lease.completed:
                 yield NoteFinish(event.dispatch)
-            elif entry.end_durable:
-                yield RefuseFinish(event.dispatch, message)
-            elif entry.dirty:  # its holder forgets what is refused: not before the end is durable
-                entry.to_say = (*entry.to_say, RefuseFinish(event.dispatch, message))
-            else:
-                entry.said = (*entry.said, RefuseFinish(event.dispatch, message))
+            else:  # its holder forgets what is refused
+                yield from self._say_ended(entry, RefuseFinish(event.dispatch, message))
             if event.left == 0:
                 yield from self._found_dead(entry)
             return
@@ -267,10 +263,12 @@ class Leases(Reconciling):
         commit, entry.under_way = entry.under_way, None
         said, entry.said = entry.said, ()
         stored = event.stored
-        answers = tuple(one for one in (*said, *entry.to_say) if isinstance(one, NoteFinish | RefuseFinish))
+        answers = tuple(
+            one for one in (*said, *entry.to_say) if isinstance(one, NoteFinish | RefuseFinish | Drop)
+        )
         if not stored.active:
             yield from self._ended_elsewhere(entry, stored)
-            yield from answers
+            yield from (one for one in answers if not isinstance(one, Drop))
             return
         base = entry.lease if entry.end is None else entry.end.lease
         entry.lease = attrs.evolve(
@@ -284,6 +282,8 @@ class Leases(Reconciling):
             end, entry.end = entry.end, None
             entry.stage, entry.to_say, entry.requeue = end.stage, answers, None
             yield from end.again()
+            if entry.asked is not None:
+                yield from self._cancel(entry.asked)
         elif commit is Commit.REPORT:
             yield from self._report_unsaved(entry)
         else:
@@ -305,7 +305,8 @@ class Leases(Reconciling):
         if stage is Stage.SUSPENDED:
             self._until(entry, entry.replace_s)
         elif stage is Stage.CANCELLING:
-            self._until(entry, self._now_s + CANCEL_WAIT_S)
+            entry.cancel_by_s = self._now_s + CANCEL_WAIT_S
+            self._until_cancelled(entry)
         if entry.token_why is not None:
             yield from self._token_over(entry, entry.token_why)
         elif stage is not Stage.CANCELLING and lease.cancel_kind is not None:
@@ -319,7 +320,7 @@ class Leases(Reconciling):
         for entry in self._at(event.worker):
             if not entry.link_up or entry.lease.link != event.link:
                 continue
-            entry.link_up, entry.paused = False, False
+            entry.link_up, entry.paused, entry.lost_s = False, False, self._now_s
             entry.replace_s = self._now_s + entry.lease.grace_s
             if not entry.active:
                 self._until(entry, entry.replace_s)
@@ -327,6 +328,8 @@ class Leases(Reconciling):
             entry.lease = attrs.evolve(entry.lease, suspended_ms=self._now_ms)
             if entry.stage in (Stage.FINISHING, Stage.CANCELLING):
                 self._go(entry, Happening.LINK_LOST, entry.stage)
+                if entry.stage is Stage.CANCELLING:
+                    self._until_cancelled(entry)
                 continue
             self._go(entry, Happening.LINK_LOST, Stage.SUSPENDED)
             self._until(entry, entry.replace_s)
@@ -365,13 +368,17 @@ class Leases(Reconciling):
                     entry, Happening.REPLACED, EndReason.WORKER_RESTARTED, text, counted=True, dead=True
                 )
         for dispatch in held:
-            yield Drop(dispatch)
+            ended = self._entries.get(dispatch)
+            if ended is None or ended.active:
+                yield Drop(dispatch)
+            else:  # its holder forgets what is dropped
+                yield from self._say_ended(ended, Drop(dispatch))
 
     def _adopt(self, entry: Entry, link: int) -> Iterator[Effect]:
         dispatch = entry.lease.dispatch
         stage = entry.stage if entry.stage in (Stage.CANCELLING, Stage.FINISHING) else Stage.RUNNING
         self._go(entry, Happening.RETURNED_HOLDING, stage)
-        entry.link_up, entry.replace_s = True, None
+        entry.link_up, entry.replace_s, entry.lost_s = True, None, None
         # A verdict that an earlier link still waits for says nothing about this one.
         entry.said = tuple(one for one in entry.said if not isinstance(one, Keep))
         entry.to_say = tuple(one for one in entry.to_say if not isinstance(one, Keep))
@@ -386,6 +393,8 @@ class Leases(Reconciling):
             yield Keep(dispatch)
             return
         if stage is Stage.CANCELLING:
+            self._until_cancelled(entry)
+            entry.lease = attrs.evolve(entry.lease, deadline_ms=self._wall(entry.deadline_s))
             ask = AskCancel(dispatch, entry.lease.worker, entry.lease.cancel_reason)
             yield from self._save(entry, Keep(dispatch), ask)
             return
@@ -416,10 +425,11 @@ class Leases(Reconciling):
         if entry is None:
             return
         if not entry.active:
+            entry.asked = event  # should its end have to be decided again
             if entry.requeue is not None:  # the step only waits for its old execution to be dead
                 entry.requeue = None
-                ends_by = None if entry.dead else self._wall(entry.replace_s)
-                yield EndStep(entry.lease, event.kind, event.reason, 0 if entry.dead else None, ends_by)
+                end = EndStep(entry.lease, event.kind, event.reason, *self._left(entry))
+                yield from self._say_ended(entry, end)
             return
         if entry.lease.cancel_kind is not None:
             return
@@ -429,7 +439,8 @@ class Leases(Reconciling):
         if entry.stage is Stage.FINISHING:
             return  # the report wins, unless it can not be saved
         self._go(entry, Happening.CANCEL_ASKED, Stage.CANCELLING)
-        self._until(entry, self._now_s + CANCEL_WAIT_S)
+        entry.cancel_by_s = self._now_s + CANCEL_WAIT_S
+        self._until_cancelled(entry)
         entry.lease = attrs.evolve(
             entry.lease, phase=Phase.CANCELLING, deadline_ms=self._wall(entry.deadline_s)
         )
@@ -475,6 +486,10 @@ class Leases(Reconciling):
 
     def _stalled(self, event: Stalled) -> Iterator[Effect]:
         for entry in self._entries.values():
+            if entry.lost_s is not None:
+                entry.lost_s += event.seconds
+            if entry.cancel_by_s is not None:
+                entry.cancel_by_s += event.seconds
             if entry.replace_s is not None:
                 entry.replace_s += event.seconds
             if entry.deadline_s is not None:

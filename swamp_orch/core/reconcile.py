@@ -55,10 +55,12 @@ class Reconciling(Ends):
         if stage is not Stage.CANCELLING:
             stage = Stage.SUSPENDED
         entry = self._enter(lease, stage, link_up=False)
-        entry.replace_s = self._now_s + left_s
-        self._until(
-            entry, entry.replace_s if stage is Stage.SUSPENDED else self._now_s + min(left_s, CANCEL_WAIT_S)
-        )
+        entry.replace_s, entry.lost_s = self._now_s + left_s, self._now_s
+        if stage is Stage.SUSPENDED:
+            self._until(entry, entry.replace_s)
+        else:
+            entry.cancel_by_s = self._now_s + CANCEL_WAIT_S
+            self._until_cancelled(entry)
         entry.lease = attrs.evolve(
             lease,
             phase=Phase(stage.value),

@@ -4,8 +4,8 @@ Rules:
 1. A name is looked up by path first: nothing else is parsed. Only what is not a name is looked up as an id,
    or as the beginning of one (at least three characters), and then every file is parsed.
 2. A file that cannot be read or parsed is never passed over in silence: it is named by whatever needed it.
-3. A missing `id` is generated and written back, under a lock, so that two processes agree on it; nothing else
-   in the file changes. Two files with one id are refused: their data would mix.
+3. A missing `id` is generated and written back, under a lock, so that two processes agree on it, once the rest of the
+   file is found right; nothing else in it changes. Two files with one id are refused: their data would mix.
 
 It does not know what is in a definition beyond `id` and `name`.
 """
@@ -122,10 +122,10 @@ class Folder:
                 f"{shown}: a link to a file that is not there", hint=f"rm {shown}"
             ) from None
         if isinstance(data, dict) and "id" not in data:
-            if write_id:
-                data, source = self._give_id(path)
-            else:
-                data = {"id": str(uuid.UUID(int=0)), **data}
+            found = self.read({"id": str(uuid.UUID(int=0)), **data}, source, path)
+            if not write_id:
+                return found
+            data, source = self._give_id(path)  # only now: a file that is refused stays as it is
         return self.read(data, source, path)
 
     def all(self, *, write_id: bool = True) -> Listing:

@@ -166,7 +166,9 @@ async def assemble(
             environment=snapshot(os.environ, tuple(env_allow), tuple(env_deny)),
         )
         placing = Placing(store, clock_ms) if workers else None
-        flights = Flights(store, repository.data / "logs", tempo, clock_ms, placing, reporter)
+        flights = Flights(
+            store, repository.data / "logs", tempo, clock_ms, placing, reporter, settle=keeper.settle
+        )
         engine = Engine(
             repository,
             store,

@@ -211,7 +211,7 @@ class Engine:
         if parameters.get("wait") is False:
             return {"runId": run.id, "status": "cancelling"}
         await run.over.wait()
-        return {"runId": run.id, "status": run.status, "left": run.left}
+        return {"runId": run.id, "status": run.status, **run.remains()}
 
     async def _queue(self, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [] if self.placing is None else self.placing.queue(bool(parameters.get("explain")))

@@ -14,7 +14,7 @@ prints, what the tree output is drawn from, and what `run.attach` replays.
 | `step_ended` | `job`, `step`, `status` (`succeeded`, `failed`, `skipped`, `cancelled`), `error`?, `reason`?, `allowedFailure`?, `worker`, `attempts`, `durationMs`, `records: [{dataId, name, version, specName, modelName}]` |
 | `job_ended` | `job`, `status`, `durationMs` |
 | `report` | `name`, `scope`, `markdown`, `json` |
-| `run_ended` | `runId`, `status` (`succeeded`, `failed`, `cancelled`), `counts: {succeeded, failed, skipped, cancelled}`, `durationMs`, `error`?, `failedStep`?, `left`? (processes left: 0, or null = unknown), `run` (the run document) |
+| `run_ended` | `runId`, `status` (`succeeded`, `failed`, `cancelled`), `counts: {succeeded, failed, skipped, cancelled}`, `durationMs`, `error`?, `failedStep`?, `left`? (processes left: 0, or null = unknown), `endsBy`? (where that is unknown: the instant by which none is), `run` (the run document) |
 """
 
 # ruff: noqa: E501 - the table of events is one event a line

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from swamp_orch.gateway.link import Answer
 
 TICK_S: Final = 0.5
+STUCK_LOOK_S: Final = 1.0  # between two looks at what can not be killed
 STORE_RETRY_S: Final = 1.0  # between tries while the disk is full
 
 
@@ -115,6 +116,7 @@ class Flight:
     lease: Lease
     spool: LogSpool
     finished: Finished | None = None
+    stuck: bool = False  # of the loopback: something is left of it, and watched
     _end: End | None = None
     _ended: trio.Event = attrs.field(factory=trio.Event)
 
@@ -175,13 +177,17 @@ class Flights:
         clock_ms: Callable[[], int],
         placing: Placing | None,
         reporter: "Reporter",
+        *,
+        settle: Callable[[str], bool] = lambda dispatch: True,
     ) -> None:
+        """`settle`: whether nothing is left, by now, of an execution of the loopback that could not be emptied."""
         self._store = store
         self._logs = logs
         self._tempo = tempo
         self._clock_ms = clock_ms
         self._placing = placing
         self._report = reporter
+        self._settled_here = settle
         self._leases = core.Leases()
         self._flights: dict[str, Flight] = {}
         self._unnoted: dict[
@@ -406,12 +412,22 @@ class Flights:
 
     def report(self, flight: Flight, finished: Finished) -> None:
         """How a loopback execution ended."""
+        if finished.left != 0 and not flight.stuck:
+            flight.stuck = True
+            self._nursery.start_soon(self._watch_stuck, flight)
         flight.finished = finished
         self._tell(
             core.FinishArrived(
                 finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error
             )
         )
+
+    async def _watch_stuck(self, flight: Flight) -> None:
+        """Something of a loopback execution could not be killed: its slot stays taken until that is gone."""
+        while not self._settled_here(flight.dispatch):  # noqa: ASYNC110 - the kernel has no event for an emptied group
+            await trio.sleep(STUCK_LOOK_S)
+        self._tell(core.EmptyConfirmed(flight.dispatch))
+        flight.slot.release()
 
     async def commit_end(
         self, flight: Flight, end: Reported, records: tuple[NewRecord, ...]
@@ -448,7 +464,8 @@ class Flights:
     async def worker_joined(
         self, member: "Member", held: tuple[HeldDispatch, ...], predecessor: Predecessor | None
     ) -> tuple[HeldVerdict, ...]:
-        """The verdicts on what a worker holds; what they rest on is durable when this returns."""
+        """The verdicts on what a worker holds; what they rest on is durable when this returns. Refused for a moment when
+        the disk is too slow for that: to guess would lose a running step, or a result."""
         state = member.state
         returned = core.WorkerReturned(
             worker=state.name,
@@ -467,9 +484,13 @@ class Flights:
         with trio.move_on_after(self._tempo.silence_s):
             while any(one.dispatch not in self._verdicts for one in held):
                 await self._judged.park()  # verdicts follow their commits; several workers may wait
-        return tuple(
-            HeldVerdict(one.dispatch, self._verdicts.pop(one.dispatch, Verdict.DROP)) for one in held
-        )
+        if any(one.dispatch not in self._verdicts for one in held):
+            raise Refused(
+                RefusalCode.OVERLOADED,
+                "what becomes of the held dispatches could not be recorded yet",
+                retry_after_s=STORE_RETRY_S,
+            )
+        return tuple(HeldVerdict(one.dispatch, self._verdicts.pop(one.dispatch)) for one in held)
 
     def worker_left(self, member: "Member") -> None:
         self._tell(core.LinkLost(member.state.name, member.state.link_epoch))

@@ -251,7 +251,7 @@ class Run:
             "status": self.status,
             "counts": self.counts(),
             "durationMs": self.ended_ms - self.started_ms,
-            "left": self.left,
+            **self.remains(),
             "run": document,
         }
         if self.error:
@@ -503,6 +503,13 @@ class Run:
         """Processes left by all steps: 0, or None where that is not known."""
         counts = [state.left for state in self._steps.values()]
         return None if any(count is None for count in counts) else sum(count or 0 for count in counts)
+
+    def remains(self) -> dict[str, Any]:
+        """What an end says of processes: `left`, and where that is unknown, `endsBy`: the instant by which none is."""
+        ends_by = [
+            state.ends_by_ms for state in self._steps.values() if state.left is None and state.ends_by_ms
+        ]
+        return {"left": self.left} | ({"endsBy": iso(max(ends_by))} if ends_by else {})
 
     def counts(self) -> dict[str, int]:
         found = {"succeeded": 0, "failed": 0, "skipped": 0, "cancelled": 0}

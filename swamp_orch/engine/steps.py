@@ -68,6 +68,7 @@ class StepState:
     reason: str = ""  # of a skip, or why it waits
     allowed: bool = False
     left: int | None = 0  # processes left after the end; None = unknown
+    ends_by_ms: int | None = None  # where that is unknown: when they are dead at the latest
     avoid: tuple[str, ...] = ()  # workers that were lost under it
     records: tuple[dict[str, Any], ...] = ()
 
@@ -96,6 +97,7 @@ class StepState:
             ("errorCode", self.error_code),
             ("reason", self.reason),
             ("allowedFailure", self.allowed),
+            ("endsBy", "" if self.ends_by_ms is None else iso(self.ends_by_ms)),
         )
         found.update((name, value) for name, value in optional if value)
         return found
@@ -112,6 +114,8 @@ class StepState:
         )
         self.error, self.error_code = row.get("error", ""), row.get("errorCode", "")
         self.reason, self.allowed = row.get("reason", ""), row.get("allowedFailure", False)
+        if "endsBy" in row:
+            self.left, self.ends_by_ms = None, from_iso(row["endsBy"])
 
     def document(self) -> dict[str, Any]:
         """The step in a run document (`run.get`, `run_ended`)."""
@@ -200,8 +204,9 @@ class StepWork:
             try:
                 again = await self._attempt(order, granting)
             finally:
-                if not self._granted or granting.flight.slot.worker is None:
-                    granting.flight.slot.release()  # else its lease frees it: what ran there may live on
+                flight = granting.flight
+                if not self._granted or (flight.slot.worker is None and not flight.stuck):
+                    flight.slot.release()  # else its lease frees it: what ran there may live on
             if again is None:
                 return
             if isinstance(again, _Later):
@@ -233,7 +238,7 @@ class StepWork:
             again = await self._until_ended(order, flight, here=False)
         finally:
             self._flight = None
-            if not self._granted or slot.worker is None:
+            if not self._granted or (slot.worker is None and not flight.stuck):
                 slot.release()
             parts.flights.close(flight)
         if again is not None:
@@ -310,16 +315,20 @@ class StepWork:
                     cancelled = end.cancelled is CancelKind.CANCEL
                     state.status = StepStatus.CANCELLED if cancelled else StepStatus.FAILED
                     state.error, state.error_code = end.reason, end.code
-                    state.left, state.ended_ms = end.left, parts.clock_ms()
+                    state.left, state.ends_by_ms = end.left, end.ends_by_ms
+                    state.ended_ms = parts.clock_ms()
                     state.allowed = end.cancelled is CancelKind.TIMEOUT and state.step.allow_failure
                     await self._seal_partial(order, flight)
                     return None
 
     def _retry(self, finished: Finished) -> "_Later | None":
-        """Whether a failure of the method is tried again, by the step's `retry`: each time after twice the pause."""
+        """Whether a failure of the method is tried again, by the step's `retry`: each time after twice the pause. Not while
+        something is left of it."""
         retry = self._state.step.retry
         if retry is None or finished.outcome is not Outcome.FAILED or self._cancel_reason:
             return None
+        if finished.left != 0:
+            return None  # it may still run: not in two places at once
         if self._state.retries >= retry.attempts:
             return None
         return _Later(retry.backoff_s * 2**self._state.retries)
@@ -327,7 +336,7 @@ class StepWork:
     async def _complete(self, order: Order, flight: Flight, end: Reported, later: "_Later | None") -> bool:
         """Commit outputs, log, step and lease together; False when somebody ended the lease before."""
         parts, run, state, finished = self._parts, self._run, self._state, end.finished
-        state.left, state.ended_ms = finished.left, parts.clock_ms()
+        state.left, state.ends_by_ms, state.ended_ms = finished.left, None, parts.clock_ms()
         state.status = STATUS_OF[finished.outcome]
         state.error = finished.error or ""
         if finished.outcome is Outcome.CANCELLED and self._cancel_reason:

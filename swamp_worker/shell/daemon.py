@@ -471,9 +471,10 @@ class Worker:
             return Event(LogLines(sendable.dispatch, step.dispatch.fence, sendable.first, lines))
         assert step.finished is not None
         self._holdings.handle(holdings.FinishSent(sendable.dispatch), now)
-        return link.request(step.finished, lambda reply: self._on_finish_reply(step, reply))
+        said = step.finished
+        return link.request(said, lambda reply: self._on_finish_reply(step, said, reply))
 
-    def _on_finish_reply(self, step: _Step, reply: Reply) -> None:
+    def _on_finish_reply(self, step: _Step, said: Finished, reply: Reply) -> None:
         name = step.dispatch.dispatch
         if name not in self._holdings:
             return
@@ -484,6 +485,8 @@ class Worker:
                         "info", f"Dispatch {name[:8]}: its lease had ended; the late result was not taken"
                     )
                 self._act(holdings.FinishNoted(name))
+                if step.finished is not said:  # what was left of it went away while the answer was on its way
+                    self._tell_empty(step)
             case Failure(failure=failure) if failure.code in _FINISH_REFUSED_FOR_GOOD:
                 self._voice.warn(f"Dispatch {name[:8]}: the result was refused: {failure.message}")
                 self._act(holdings.FinishNoted(name))
@@ -538,10 +541,15 @@ class Worker:
         self._slots.handle(slots.Emptied(name))
         assert step.finished is not None
         step.finished = attrs.evolve(step.finished, left=0)  # what is still to be said, or is said again
-        if self._link is not None and name not in self._holdings:  # the end was noted, with something left
-            self._link.ask(step.finished, lambda reply: None)
+        if name not in self._holdings:  # the end was noted, with something left
+            self._tell_empty(step)
         self._voice.notice("info", f"Dispatch {name[:8]}: nothing is left; its slot is free again")
         self._changed.unpark_all()
+
+    def _tell_empty(self, step: _Step) -> None:
+        """Nothing is left of a step whose end was noted already. A lost link needs no word: the next list is without it."""
+        if self._link is not None and step.finished is not None:
+            self._link.ask(step.finished, lambda reply: None)
 
     async def keep_lines(self, step: _Step, first: int, lines: tuple[LogLine, ...]) -> None:
         """Where a running step's lines go."""

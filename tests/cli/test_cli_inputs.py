@@ -201,6 +201,13 @@ def test_wrong_lifetimes(text: str) -> None:
         lifetime_ms(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"), [("400ms", 0.4), ("30s", 30.0), ("2.5", 2.5), ("1h30m", 5400.0), ("1w", 604_800.0)]
+)
+def test_timeouts_are_typed_as_in_definitions(text: str, found: float) -> None:
+    assert seconds(text, "--timeout") == pytest.approx(found)
+
+
 @given(st.text(max_size=12))
 def test_timeouts_are_positive_or_refused(text: str) -> None:
     try:

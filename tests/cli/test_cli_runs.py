@@ -1,10 +1,12 @@
 """What a run looks like, and what Ctrl-C, broken links and endings do to the command that watches it."""
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -182,8 +184,6 @@ def test_warnings_go_to_stderr(swamp: Run) -> None:
 
 
 def test_json_streams_one_object_a_line(swamp: Run) -> None:
-    import json
-
     events = run_events(job_events(lines=("é",)), "failed")
     ended = swamp("workflow", "run", "w", "--json", answers=STARTED, events={"r1": events})
     assert ended.code == 1 and ended.error["code"] == "run_failed"
@@ -265,6 +265,12 @@ def test_the_first_ctrl_c_cancels_and_waits_for_the_end(swamp: Run) -> None:
     assert ("run.cancel", {"runId": "r1", "reason": "Ctrl-C", "wait": False}) in ended.session.calls
 
 
+def test_ctrl_c_with_json_leaves_stderr_to_the_one_object_of_the_error(swamp: Run) -> None:
+    ended = swamp("workflow", "run", "w", "--json", session=_Live())
+    assert ended.code == 130
+    assert json.loads(ended.err)["code"] == "interrupted", "one document, and nothing before it"
+
+
 def test_the_second_ctrl_c_leaves_at_once_and_says_how_to_come_back(swamp: Run) -> None:
     begin = time.monotonic()
     session = _Live(stubborn=True)
@@ -325,9 +331,10 @@ def test_run_cancel_says_what_is_left(swamp: Run) -> None:
     ended = swamp("run", "cancel", "r1", "--reason", "mine", answers={"run.cancel": answer})
     assert (ended.code, ended.out) == (0, "Cancelled run r1\nleft: 0\n")
     assert ended.session.calls == [("run.cancel", {"runId": "r1", "reason": "mine"})]
-    lost = {"run.cancel": {**answer, "left": None, "endsBy": "10:11:12"}}
+    lost = {"run.cancel": {**answer, "left": None, "endsBy": "2026-06-15T10:11:12.345Z"}}
+    here = datetime(2026, 6, 15, 10, 11, 12, tzinfo=UTC).astimezone().strftime("%H:%M:%S")
     assert swamp("run", "cancel", "r1", answers=lost).out == (
-        "Cancelled run r1\nleft: unknown, ends by 10:11:12\n"
+        f"Cancelled run r1\nleft: unknown, ends by {here}\n"
     )
     assert swamp("run", "cancel", "r1", "--json", answers={"run.cancel": answer}).document == answer
     late = {"run.cancel": {"runId": "r1", "status": "ended"}}

@@ -373,6 +373,30 @@ def test_a_cancel_while_the_link_is_down_is_carried_on_when_it_is_back() -> None
     assert effects == [Keep("d1"), AskCancel("d1", "w", "stop")]
 
 
+def test_a_cancel_says_that_its_worker_is_away_as_soon_as_that_is_known() -> None:
+    """One that only lost its socket is back within two redials (G/6); who is not is unreachable, until `replace_at`."""
+    story = Story().running().lost()
+    assert story.told(CancelAsked("d1", CancelKind.CANCEL, "stop")) == []
+    assert story.later(G / 6 - 0.1) == []
+    (end,) = story.later(0.1)
+    assert (type(end), end.left, end.ends_by_ms) == (EndStep, None, NOON + round(G * 1000))
+    assert kinds(story.later(G - G / 6)) == [FreeSlot], "its slot is free when it is dead, not before"
+    away = Story().running().lost()
+    away.later(G / 2)
+    away.told(CancelAsked("d1", CancelKind.CANCEL, "stop"))
+    (end,) = away.later(0)
+    assert (end.left, end.ends_by_ms) == (None, NOON + round(G * 1000)), "it was away for long: said at once"
+
+
+def test_a_cancel_whose_worker_goes_away_meanwhile_does_not_wait_longer_than_it_can_live() -> None:
+    story = Story().running()
+    story.told(CancelAsked("d1", CancelKind.CANCEL, "stop"))
+    story.later(1)
+    assert story.told(LinkLost("w", 7)) == []
+    (end,) = story.later(G / 6)
+    assert (end.left, end.ends_by_ms) == (None, NOON + round((1 + G) * 1000))
+
+
 def test_a_step_that_only_waits_to_be_placed_again_is_cancelled_at_once() -> None:
     story = Story().running()
     story.told(TokenEnded("mint", "revoked"))

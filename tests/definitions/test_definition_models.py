@@ -218,6 +218,15 @@ def _first_use(root: str, start: Any, answers: Any) -> None:
     answers.put(models.find("m").id)
 
 
+def test_a_file_that_is_refused_gets_no_id(repository: Repository) -> None:
+    path = repository.workflows / "workflow-wrong.yaml"
+    text = "name: wrong\njobs: [{name: j, steps: [{name: s, dependsOn: [nobody], task: {type: assert, condition: x}}]}]\n"
+    path.write_text(text)
+    with pytest.raises(InvalidDefinition, match="nobody"):
+        Workflows(repository).find("wrong")
+    assert path.read_text() == text
+
+
 def test_processes_that_need_a_missing_id_at_once_agree_on_it(repository: Repository) -> None:
     write(repository, "m", "type: command/shell\nname: m\n")
     context = multiprocessing.get_context("fork")

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def test_ctrl_c_with_json(pool: Site, placement: dict[str, Any]) -> None:
     running = pool.start("workflow", "run", "gentle", "--json")
     begun(running)
     done = running.interrupt()
-    assert done.code == 130 and json.loads(done.err[done.err.index("{") :])["code"] == "interrupted"
+    assert done.code == 130 and json.loads(done.err)["code"] == "interrupted"
     last = done.events[-1]
     assert (last["kind"], last["status"], last["left"]) == ("run_ended", "cancelled", 0)
     assert ended(done.events, "s")["status"] == "cancelled"
@@ -129,6 +131,34 @@ def test_a_cancel_from_elsewhere(pool: Site, command: str) -> None:
     assert pool.ok("run", "cancel", row["runId"]).out == f"Run {row['runId']} had already ended.\n"
     unknown = pool.swamp("run", "cancel", "00000000-0000-4000-8000-000000000000")
     assert unknown.code == 1 and "is not known" in unknown.err
+
+
+def test_a_cancel_says_when_a_worker_that_is_away_will_have_ended_it(own_site: Site) -> None:
+    """Its worker stands still: the command answers as soon as that is known, not after the 30 s of a worker that is there."""
+    grace_s = 4.0
+    own_site.serve("--grace", f"{grace_s:g}s")
+    worker = own_site.worker("w")
+    own_site.shell("away", "echo begun; exec sleep 60", target="w")
+    watching = own_site.start("workflow", "run", "away", "--verbose")
+    begun(watching)
+    (row,) = own_site.json("run", "list", "--active")["runs"]
+    os.killpg(worker.pid, signal.SIGSTOP)
+    stopped = time.time()
+    done = own_site.json("run", "cancel", row["runId"])
+    took = time.time() - stopped
+    assert took < 1.5 * grace_s, f"the answer came after {took:.1f} s"
+    assert (done["status"], done["left"]) == ("cancelled", None)
+    ends_by = datetime.fromisoformat(done["endsBy"]).timestamp()
+    assert stopped < ends_by < stopped + 1.5 * grace_s + 0.5
+    assert re.search(r"^left: unknown, ends by \d\d:\d\d:\d\d$", watching.end().out, re.MULTILINE)
+    os.killpg(worker.pid, signal.SIGCONT)
+
+    def idle() -> bool:
+        workers = own_site.json("worker", "list")["workers"]
+        return [(one["status"], one["activeDispatchIds"]) for one in workers] == [("idle", [])]
+
+    until(idle, "the worker is back and its slot is free")
+    assert own_site.json("run", "doctor")["findings"] == []
 
 
 def test_ctrl_c_of_a_run_in_process(own_site: Site, tmp_path: Path) -> None:

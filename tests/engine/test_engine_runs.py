@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,11 +15,14 @@ import trio
 from swamp_orch.api.application import Application, LiveApplication
 from swamp_orch.api.inprocess import InProcessSession
 from swamp_orch.definitions.repository import find, init
+from swamp_orch.engine import flights
 from swamp_orch.engine.assembly import assemble
 from swamp_orch.serve import wall_ms
 from swamp_orch.store.sqlite import open_store
 from swamp_proto.errors import NotFound, SwampError
 from swamp_proto.limits import Tempo
+from swamp_proto.messages.dispatch import Dispatch, Finished, Outcome
+from swamp_worker.execution.interface import Control, LogSink
 
 ROOT = Path(__file__).parents[2]
 
@@ -316,3 +320,72 @@ async def test_calls_about_runs_wait_until_an_orchestrator_has_taken_over_what_w
             assert answers["cancel"] == {"runId": run_id, "status": "ended"}
             assert b'"kind":"run_ended"' in answers["attach"].replace(b" ", b"")
             assert await live.call("run.cancel", {"runId": answers["start"]["runId"]})
+
+
+class Unkillable:
+    """An executor whose first execution of each step fails and leaves something behind that can not be killed."""
+
+    def __init__(self) -> None:
+        self.executed: list[str] = []
+
+    async def execute(self, dispatch: Dispatch, sink: LogSink, control: Control) -> Finished:
+        self.executed.append(dispatch.dispatch)
+        return Finished(dispatch.dispatch, dispatch.fence, Outcome.FAILED, "no", (), 0, 0, 2, wall_ms(), 5)
+
+
+async def test_what_can_not_be_killed_here_keeps_its_slot_until_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path)
+    place.model("m", "true")
+    place.workflow("w", job(step("s", "m", "retry: {attempts: 2, backoff: 0}")))
+    place.session.close()
+    monkeypatch.setattr(flights, "STUCK_LOOK_S", 0.01)
+    repository, gone = find(tmp_path), trio.Event()
+    with trio.fail_after(20), closing(open_store(repository.data)) as store:
+        async with assemble(
+            Application(repository, store), reporter=Loud(), tempo=Tempo(), workers=True, clock_ms=wall_ms
+        ) as parts:
+            await parts.reconcile()
+            engine, left = parts.engine, Unkillable()
+            engine.executor = left
+            monkeypatch.setattr(parts.flights, "_settled_here", lambda dispatch: gone.is_set())
+            run_id = (await engine.handlers()["workflow.run"]({"name": "w"}))["runId"]
+            await engine.active_runs()[0].over.wait()
+            assert len(left.executed) == 1, "it was tried again beside what is left of it"
+            ended = await engine.handlers()["run.cancel"]({"runId": run_id})
+            assert ended["status"] == "ended"
+            assert len(parts.flights._leases) == 1, "the lease is kept while something of it lives"
+            assert engine._loopback.borrowed_tokens == 1
+            gone.set()
+            await engine.loopback_idle()
+            assert engine._loopback.borrowed_tokens == 0 and len(parts.flights._leases) == 0
+
+
+def test_a_run_at_work_says_what_is_still_to_come(place: Place) -> None:
+    """`run.get` of a running run lists steps that have no record yet, and no job ends before its last step."""
+    seen = place.root / "seen"
+    place.model("quick", "true")
+    place.model("slow", f"touch {seen}; until test -e {place.root}/go; do sleep 0.02; done")
+    place.workflow(
+        "w",
+        job(step("a", "quick"), step("b", "slow", "dependsOn: [a]"), step("c", "quick", "dependsOn: [b]"))
+        + "\n  - {name: k, dependsOn: [j], steps: [{name: d, task: {type: model_method, modelIdOrName: quick, methodName: execute}}]}",
+    )
+    run_id = place.session.call("workflow.run", name="w")["runId"]
+    deadline = time.monotonic() + 20
+    while not seen.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    found = place.session.call("run.get", runId=run_id)
+    assert [(one["name"], one["status"]) for one in found["jobs"]] == [("j", "running"), ("k", "waiting")]
+    steps = {one["name"]: one["status"] for one in (*found["jobs"][0]["steps"], *found["jobs"][1]["steps"])}
+    assert steps == {"a": "succeeded", "b": "running", "c": "waiting", "d": "waiting"}
+    assert 0 < found["jobs"][0]["duration"] <= found["duration"]
+    (place.root / "go").touch()
+    *_, ended = place.session.stream("run.attach", runId=run_id)
+    after = place.session.call("run.get", runId=run_id)
+    assert after["duration"] == ended["durationMs"]
+    for told, kept in zip(ended["run"]["jobs"], after["jobs"], strict=True):
+        assert (kept["name"], kept["status"]) == (told["name"], told["status"])
+        assert abs(kept["duration"] - told["duration"]) < 100

@@ -43,6 +43,7 @@ class Worker:
     link: int | None = None  # as the worker sees it
     known_link: int | None = None  # as the orchestrator sees it: it notices late
     cut_s: float = 0.0  # when the link was really cut
+    missed_s: float | None = None  # since when the orchestrator knows that it is away
     mint: str = "mint-1"
     held: dict[str, Execution] = attrs.field(factory=dict)
     inbox: list[tuple[str, Any]] = attrs.field(factory=list)  # orchestrator -> worker, on this link
@@ -89,6 +90,7 @@ class World:
         self.serial = 0
         self.seen: set[str] = set()  # kinds of effects, for coverage
         self.verdicts: dict[str, str] = {}
+        self.cancelled: set[str] = set()  # steps that were asked to end
         for worker in self.workers.values():
             self.connect(worker)
 
@@ -129,6 +131,9 @@ class World:
             case "Keep":
                 self.verdicts[dispatch] = "keep"
             case "Drop":
+                assert stored is None or stored.state is not LeaseState.ACTIVE, (
+                    "dropped before the end was durable"
+                )
                 self.verdicts[dispatch] = "drop"
                 self.drop(dispatch)
             case "AskCancel":
@@ -153,7 +158,9 @@ class World:
                 self.fail(effect, stored)
             case "EndStep":
                 assert stored is not None, "ended unknown"
-                assert stored.cancel_kind is not None or stored.state is not LeaseState.ACTIVE
+                assert stored.state is not LeaseState.ACTIVE, (
+                    "a step ended before its lease's end was durable"
+                )
                 assert effect.left is None or not self.lives(dispatch), "left: 0 is not true"
                 self.finish_step(dispatch, "cancelled")
             case _:
@@ -174,6 +181,7 @@ class World:
             or stored.token_name == "outside"
         )
         assert step.done is None and not step.waiting, "requeued twice"
+        assert step.name not in self.cancelled, "CANCEL: run again after it was asked to end"
         assert step.current == lease.dispatch, "an older dispatch requeues the step"
         assert effect.losses == lease.losses + effect.counted
         assert effect.losses < LOSSES_MAX, "POISON: lost too often and run again"
@@ -392,6 +400,7 @@ class World:
     def notice(self, worker: Worker) -> None:
         if worker.link is None and worker.known_link is not None:
             link, worker.known_link = worker.known_link, None
+            worker.missed_s = self.now_s
             self.tell(self.core.LinkLost(worker.name, link))
 
     def connect(self, worker: Worker, *, reaped: bool = False) -> bool:
@@ -418,7 +427,7 @@ class World:
             if not self.durable[pending.lease.dispatch].active
         }
         self.settle()
-        worker.known_link = self.epoch
+        worker.known_link, worker.missed_s = self.epoch, None
         for one in listed:
             verdict = self.verdicts.get(one.dispatch)
             assert verdict is not None, "a held dispatch got no verdict"
@@ -466,9 +475,10 @@ class World:
     def crash(self) -> None:
         """kill -9 of the orchestrator, and a start: what was not durable is gone."""
         self.queue.clear()
+        self.cancelled.clear()  # whoever asked asks again: the run remembers
         for worker in self.workers.values():
             self.cut(worker)
-            worker.known_link = None
+            worker.known_link, worker.missed_s = None, self.now_s
         for execution in self.executions.values():
             if self.durable[execution.dispatch].worker is None:
                 execution.alive = False
@@ -491,10 +501,18 @@ class World:
         for lease in waited_for:
             self.tell(self.core.LeaseFound(lease, step_ended=True))
 
+    def cancel(self, dispatch: str, kind: CancelKind) -> None:
+        lease = self.leases.get(dispatch)
+        if lease is not None:
+            self.cancelled.add(lease.step)
+        self.tell(self.core.CancelAsked(dispatch, kind, "because"))
+
     def stall(self, seconds: float) -> None:
         """The orchestrator stood still: nobody else did."""
         self.now_s += seconds
         self.now_ms += round(seconds * 1000)
+        for worker in self.workers.values():
+            worker.missed_s = None if worker.missed_s is None else worker.missed_s + seconds
         self.tell(self.core.Stalled(seconds))
         self.advance(0.0)
 
@@ -528,6 +546,12 @@ class World:
         self.leases.check()
         deadline_s = self.leases.next_deadline()
         assert deadline_s is None or deadline_s >= self.now_s or self.queue is not None
+        committing = {pending.lease.dispatch for pending in self.queue}
+        for lease in self.leases.active():
+            if lease.cancel_kind is None or lease.worker is None or lease.dispatch in committing:
+                continue
+            missed_s = self.workers[lease.worker].missed_s
+            assert missed_s is None or self.now_s < missed_s + G, "CANCEL: waits for an answer of the dead"
 
     def come_to_an_end(self, execution: Execution) -> None:
         if execution.alive and execution.finished is None:
@@ -588,7 +612,7 @@ def happen(world: World, name: str, dice: random.Random) -> None:
     worker = dice.choice(list(world.workers.values()))
     living = [one for one in world.executions.values() if one.alive]
     unfinished = [one for one in living if one.finished is None]
-    active = world.leases.active()
+    unended = [one.current for one in world.steps.values() if one.current and one.done is None]
     match name:
         case "place" if len(world.slots) < 4:
             waiting = [one for one in world.steps.values() if one.waiting and one.done is None]
@@ -654,9 +678,9 @@ def happen(world: World, name: str, dice: random.Random) -> None:
             world.advance(dice.choice((0.1, 1.0, 1.0, 3.0, 8.0, 40.0)))
         case "crash":
             world.crash()
-        case "cancel" if active:
+        case "cancel" if unended:
             kind = dice.choice((CancelKind.CANCEL, CancelKind.TIMEOUT))
-            world.tell(core.CancelAsked(dice.choice(active).dispatch, kind, "because"))
+            world.cancel(dice.choice(unended), kind)
         case "token":
             world.end_token(worker)
         case "elsewhere":

@@ -124,7 +124,11 @@ class Desk:
             admitted = self._still_good(admitted, enroll)
             state = yield from self._record(name, enroll, admitted)
             member = self.members[name] = Member(state, end)
-            verdicts = yield from self.engine.worker_joined(member, enroll.held, reaped=proof)
+            try:
+                verdicts = yield from self.engine.worker_joined(member, enroll.held, reaped=proof)
+            except Refused:
+                yield from self._leave(member)
+                raise
         finally:
             del self._doors[name]
             door.set()

@@ -42,7 +42,7 @@ from swamp_orch.store.interface import Batch, Comparison, NewRecord, Record, Sel
 from swamp_orch.tokens.records import read_workers, worker_record
 from swamp_orch.tokens.workers import WorkerState
 from swamp_proto.envelope import Failure, Response
-from swamp_proto.errors import Broken, Conflict, RefusalCode, SwampError
+from swamp_proto.errors import Broken, Conflict, RefusalCode, Refused, SwampError
 from swamp_proto.limits import CANCEL_TERM_S, STALL_S
 from swamp_proto.messages.dispatch import (
     CancelDispatch,
@@ -393,7 +393,9 @@ class Orchestrator:
             came = yield (self._judged, max(0.0, until_s - self.loop.now))
             if not came:
                 break
-        return {one.dispatch: self._verdicts.pop(one.dispatch, False) for one in held}
+        if any(one.dispatch not in self._verdicts for one in held):
+            raise Refused(RefusalCode.OVERLOADED, "not recorded yet", retry_after_s=STORE_RETRY_S)
+        return {one.dispatch: self._verdicts.pop(one.dispatch) for one in held}
 
     def worker_ready(self, member: Member) -> None:
         self.connected[member.name] = member

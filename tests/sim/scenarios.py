@@ -24,6 +24,12 @@ STORIES: dict[int, str] = {
     "(engine/runs.py, `_recording`).",
     5211: "A worker's record changed during the start: the worker was then unknown to the pool, and the run whose "
     "lease it held ended as a fault (engine/recovery.py, `_forget_links`).",
+    200590: "The disk was full as a lease expired, and its step was cancelled meanwhile: the step ended, the orchestrator "
+    "died, and the lease was active for ever (core/leases.py, `_cancel`: an end is durable before it is said).",
+    202818: "A worker came back while the end of its lease was not durable; it was told to drop its result, and after a "
+    "crash the lease was active again and the result gone (core/leases.py, `_returned`: a drop waits, too).",
+    205296: "What was left of a finished step went away while the answer to its report was on its way: nobody told the "
+    "orchestrator (shell/daemon.py, `_on_finish_reply`).",
     85: "A run that began during the start of the orchestrator was taken over by that very start "
     "(engine/owners.py: a living owner is this process, too).",
 }

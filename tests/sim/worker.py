@@ -367,15 +367,22 @@ class SimWorker:
             else:
                 assert held.finished is not None
                 self.holdings.handle(holdings.FinishSent(name), self.boot_s)
-                self.end.ask(held.finished, lambda reply, held=held: self._on_finish_reply(held, reply))  # type: ignore[misc]
+                said = held.finished
+                self.end.ask(
+                    said,
+                    lambda reply, held=held, said=said: self._on_finish_reply(held, said, reply),  # type: ignore[misc]
+                )
 
-    def _on_finish_reply(self, held: Held, reply: Reply | None) -> None:
+    def _on_finish_reply(self, held: Held, said: Finished, reply: Reply | None) -> None:
         name = held.dispatch.dispatch
         if name not in self.holdings or reply is None:
             return
         match reply:
             case Response(body=FinishNoted()):
                 self._act(holdings.FinishNoted(name))
+                if held.finished is not said and self.end is not None:
+                    assert held.finished is not None
+                    self.end.ask(held.finished)  # nothing is left by now
             case Failure(failure=failure) if failure.code is RefusalCode.LEASE_ENDED:
                 self._act(holdings.FinishNoted(name))
             case Failure():

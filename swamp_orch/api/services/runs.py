@@ -6,10 +6,11 @@ here works on the records alone, in any process.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from swamp_orch.definitions.repository import Repository
+from swamp_orch.definitions.workflows import Workflows
 from swamp_orch.engine.owners import is_alive
 from swamp_orch.engine.records import run_record
 from swamp_orch.store.bookkeeping import (
@@ -50,12 +51,12 @@ class RunService:
         run = self._run(run_id)
         attributes = self._read(run)
         steps = self._steps(run.model_id)
-        by_job: dict[str, list[dict[str, Any]]] = {}
         made = self._made(run.model_id)
-        for step in steps:
-            by_job.setdefault(step["job"], []).append(
-                _step_document(step, made.get(step.get("dispatchId", ""), []))
-            )
+        now_ms = time.time_ns() // 1_000_000
+        at_work = attributes["status"] == "running"
+        by_job: dict[str, list[Mapping[str, Any]]] = {}
+        for step in self._with_those_to_come(run, attributes, steps) if at_work else steps:
+            by_job.setdefault(step["job"], []).append(step)
         found: dict[str, Any] = {
             "id": run.model_id,
             "kind": attributes["kind"],
@@ -65,15 +66,44 @@ class RunService:
             "status": attributes["status"],
             "startedAt": attributes["startedAt"],
             "completedAt": attributes.get("endedAt"),
-            "duration": attributes.get("durationMs", 0),
+            "duration": now_ms - from_iso(attributes["startedAt"])
+            if at_work
+            else attributes.get("durationMs", 0),
             "counts": attributes.get("counts") or _counts(steps),
             "jobs": [
-                {"name": name, "status": _job_status(rows), "duration": 0, "steps": rows}
+                {
+                    "name": name,
+                    "status": _job_status(rows),
+                    "duration": _job_duration(rows, now_ms),
+                    "steps": [_step_document(row, made.get(row.get("dispatchId", ""), [])) for row in rows],
+                }
                 for name, rows in by_job.items()
             ],
         }
         found.update((key, attributes[key]) for key in ("error", "failedStep") if key in attributes)
         return found
+
+    def _with_those_to_come(
+        self, run: Record, attributes: Mapping[str, Any], steps: list[dict[str, Any]]
+    ) -> list[Mapping[str, Any]]:
+        """The steps of a run at work, in the order of its definition: a step has no record before it starts."""
+        if "definition" not in attributes:
+            return list(steps)
+        workflow = Workflows(self._repository).parse_recorded(attributes["definition"], run.model_name)
+        selection = Selection(
+            (Term("modelId", Comparison.EQ, (run.model_id,)), Term("specName", Comparison.EQ, ("expansion",)))
+        )
+        expanded = {
+            (found["job"], found["template"]): list(found["items"])
+            for found in map(self._read, self._store.select(selection))
+        }
+        known = {(step["job"], step["step"]): step for step in steps}
+        return [
+            known.get((job.name, name)) or {"job": job.name, "step": name, "status": "waiting"}
+            for job in workflow.jobs
+            for step in job.steps
+            for name in expanded.get((job.name, step.name), [step.name])
+        ]
 
     def _list(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         terms = [Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("run",))]
@@ -287,8 +317,8 @@ def _step_document(step: Mapping[str, Any], made: list[dict[str, Any]]) -> dict[
         "name": step["step"],
         "status": step["status"],
         "duration": _duration(step),
-        "worker": step["worker"],
-        "attempts": step["attempt"],
+        "worker": step.get("worker"),
+        "attempts": step.get("attempt", 0),
         "dataArtifacts": made,
     }
     kept = ("error", "reason", "allowedFailure", "modelName", "modelType", "methodName")
@@ -306,7 +336,7 @@ def _artifact(record: Record) -> dict[str, Any]:
     }
 
 
-def _counts(steps: list[dict[str, Any]]) -> dict[str, int]:
+def _counts(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     found = {"succeeded": 0, "failed": 0, "skipped": 0, "cancelled": 0}
     for step in steps:
         if step["status"] in found:
@@ -314,10 +344,22 @@ def _counts(steps: list[dict[str, Any]]) -> dict[str, int]:
     return found
 
 
-def _job_status(steps: list[dict[str, Any]]) -> str:
+def _job_duration(steps: list[Mapping[str, Any]], now_ms: int) -> int:
+    """From the first of its steps that was under way to the end of the last; to now while one is to come."""
+    begun = [from_iso(step.get("queuedAt", step["startedAt"])) for step in steps if "startedAt" in step]
+    if not begun:
+        return 0
+    ends = [from_iso(step["endedAt"]) if "endedAt" in step else now_ms for step in steps]
+    return max(0, max(ends) - min(begun))
+
+
+def _job_status(steps: list[Mapping[str, Any]]) -> str:
     """A job's status, from its steps' (docs/reference/workflows-execution.md)."""
+    statuses = {step["status"] for step in steps}
+    if statuses & {"running", "waiting"}:
+        return "waiting" if statuses == {"waiting"} else "running"
     ends = {step["status"] for step in steps if not step.get("allowedFailure")}
-    for status in ("running", "waiting", "failed", "cancelled", "succeeded"):
+    for status in ("failed", "cancelled", "succeeded"):
         if status in ends:
             return status
     return "succeeded" if any(step.get("allowedFailure") for step in steps) else "skipped"

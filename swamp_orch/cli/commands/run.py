@@ -36,7 +36,7 @@ def input_options() -> list[Any]:
         option(
             "--tag", "tag", multiple=True, metavar="K=V", help="A tag for the run and its data; repeatable."
         ),
-        option("--timeout", metavar="DURATION", help="End the run after this long: seconds, 30s, 5m, 1h."),
+        option("--timeout", metavar="DURATION", help="End the run after this long: seconds, 400ms, 30s, 5m."),
         option("--detach", is_flag=True, help="Print the run id and return; the run goes on."),
     ]
 
