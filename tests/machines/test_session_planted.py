@@ -80,7 +80,7 @@ def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> N
     for name in SHARED:
         monkeypatch.setattr(pair, name, getattr(core, name))
     with pytest.raises((AssertionError, Bug, Broken, KeyError, UnlawfulMessage)):
-        run_state_machine_as_test(pair.Conversation, settings=profile(300))
+        run_state_machine_as_test(pair.Conversation, settings=profile(1_000))
 
 
 def test_without_a_bug_nothing_is_caught() -> None:
