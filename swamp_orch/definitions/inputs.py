@@ -21,10 +21,10 @@ from typing import Any, Final
 import attrs
 
 from swamp_orch.definitions.fields import Fields, Findings, has_expression, suggestion
-from swamp_orch.definitions.schema_check import check_value, is_type
 from swamp_orch.definitions.values import ModelDefinition
 from swamp_orch.definitions.yaml_source import DocumentPath
 from swamp_proto.errors import LocalError
+from swamp_proto.schema_check import check_value, is_type
 from swamp_worker.models.interface import MethodSpec, ModelType
 
 TYPES: Final = ("string", "number", "integer", "boolean", "array", "object")

@@ -29,13 +29,13 @@ from swamp_orch.definitions.files import remove_file, write_atomically
 from swamp_orch.definitions.inputs import coerce_text, read_schema, with_defaults
 from swamp_orch.definitions.lookup import Folder, Listing, read_identity
 from swamp_orch.definitions.repository import Repository
-from swamp_orch.definitions.schema_check import check_value
 from swamp_orch.definitions.types import TypeRegistry, is_type_name, normalise_type
 from swamp_orch.definitions.values import ModelDefinition, Source
 from swamp_orch.definitions.yaml_edit import dump
 from swamp_orch.definitions.yaml_source import load_text
 from swamp_proto.errors import AlreadyExists, InvalidDefinition, LocalError, NotFound
 from swamp_proto.ids import is_name
+from swamp_proto.schema_check import check_value
 from swamp_worker.models.interface import ModelType
 
 MODEL_KEYS: Final = (

@@ -25,12 +25,12 @@ from swamp_orch.definitions.inputs import (
 )
 from swamp_orch.definitions.models import Models, check_model, parse_model
 from swamp_orch.definitions.repository import Repository, find
-from swamp_orch.definitions.schema_check import check_value
 from swamp_orch.definitions.types import TypeRegistry, built_in, normalise_type
 from swamp_orch.definitions.values import ModelDefinition, Source
 from swamp_orch.definitions.workflows import Workflows
 from swamp_orch.definitions.yaml_source import load_text
 from swamp_proto.errors import Bug, Conflict, InvalidDefinition, LocalError, NotFound
+from swamp_proto.schema_check import check_value
 from swamp_worker.models.interface import MethodSpec, ModelType
 
 ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -370,8 +370,8 @@ def test_sensitive_inputs_are_masked_at_any_depth() -> None:
 
 
 def test_an_unknown_schema_keyword_is_a_bug_and_not_ignored() -> None:
-    with pytest.raises(Bug, match="pattern"):
-        check_value({"type": "string", "pattern": "x"}, "y", "v")
+    with pytest.raises(Bug, match="oneOf"):
+        check_value({"type": "string", "oneOf": "x"}, "y", "v")
 
 
 # ── arguments ───────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ It does not know what the values are for, or where they came from.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,7 +21,8 @@ from swamp_proto.errors import Bug
 CHECKED: Final = frozenset(
     {
         "type", "enum", "const", "required", "properties", "additionalProperties", "items",
-        "minItems", "maxItems", "minLength", "maxLength", "minimum", "exclusiveMinimum", "maximum",
+        "minItems", "maxItems", "minLength", "maxLength", "pattern", "minimum", "exclusiveMinimum", "maximum",
+        "exclusiveMaximum",
     }
 )  # fmt: skip
 ANNOTATIONS: Final = frozenset(
@@ -31,6 +33,39 @@ _NAMES: Final = {
     "string": "text", "number": "a number", "integer": "an integer", "boolean": "true or false",
     "array": "a list", "object": "a map", "null": "null",
 }  # fmt: skip
+
+
+def problems_of(schema: Any, place: str = "$") -> list[str]:
+    """What of a schema somebody else wrote this module would not understand, one sentence each."""
+    if not isinstance(schema, Mapping):
+        return [f"{place} must be a map"]
+    found = []
+    for key, part in schema.items():
+        if key not in CHECKED and key not in ANNOTATIONS:
+            found.append(
+                f"{place}: the keyword {key!r} is not understood; understood are {', '.join(sorted(CHECKED))}"
+            )
+        elif key == "type":
+            kinds = part if isinstance(part, list) else [part]
+            found += [
+                f"{place}: no JSON type is called {shown(kind)}" for kind in kinds if kind not in _NAMES
+            ]
+        elif key == "properties":
+            if not isinstance(part, Mapping):
+                found.append(f"{place}.properties must be a map")
+                continue
+            for name, below in part.items():
+                found += problems_of(below, f"{place}.{name}")
+        elif key == "items" or (key == "additionalProperties" and not isinstance(part, bool)):
+            found += problems_of(part, f"{place}.{key}")
+        elif key in ("required", "enum") and not isinstance(part, list | tuple):
+            found.append(f"{place}.{key} must be a list")
+        elif key == "pattern":
+            try:
+                re.compile(part)
+            except (re.error, TypeError):
+                found.append(f"{place}: {shown(part)} is no pattern")
+    return found
 
 
 def check_value(
@@ -108,6 +143,8 @@ def _check_text(schema: Mapping[str, Any], value: str, label: str, problems: lis
         )
     if len(value) > schema.get("maxLength", len(value)):
         problems.append(f"{label} must have at most {schema['maxLength']} characters")
+    if "pattern" in schema and re.search(schema["pattern"], value) is None:
+        problems.append(f"{label} must match {schema['pattern']}")
 
 
 def _check_number(schema: Mapping[str, Any], value: float, label: str, problems: list[str]) -> None:
@@ -117,6 +154,8 @@ def _check_number(schema: Mapping[str, Any], value: float, label: str, problems:
         problems.append(f"{label} must be more than {schema['exclusiveMinimum']}")
     if "maximum" in schema and value > schema["maximum"]:
         problems.append(f"{label} must be at most {schema['maximum']}")
+    if "exclusiveMaximum" in schema and value >= schema["exclusiveMaximum"]:
+        problems.append(f"{label} must be less than {schema['exclusiveMaximum']}")
 
 
 def _check_map(
