@@ -17,8 +17,9 @@ from swamp_worker.sdk.errors import DeclarationError
 
 _PART: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TAKEN: Final = frozenset(
-    ["swamp_worker", "swamp_proto", "swamp_orch", "trio", "outcome", "sniffio", "sortedcontainers", "attr", "attrs", "cattr", "cattrs", "msgpack", "idna", "httpx", "httpcore", "h11", "anyio", "certifi", "trio_websocket", "wsproto"]
-)
+    {"swamp_worker", "swamp_proto", "swamp_orch", "trio", "outcome", "sniffio", "sortedcontainers", "attr", "attrs", "cattr",
+     "cattrs", "msgpack", "idna", "httpx", "httpcore", "h11", "anyio", "certifi", "trio_websocket", "wsproto"}
+)  # fmt: skip
 """What a runner has imported before it imports the extension, or may import after it."""
 
 OWN_ROOT: Final = Path(__file__).resolve().parents[3]
