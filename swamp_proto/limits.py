@@ -137,6 +137,9 @@ WRITE_BODY_MAX: Final = 4 * MIB  # one write request, all its records
 UPLOAD_CHUNK: Final = 8 * MIB  # one PATCH of an upload, and the most that a cut connection repeats
 UPLOADS_PER_DISPATCH_MAX: Final = 64  # open at the same time
 CALLS_PER_DISPATCH_MAX: Final = 64  # unanswered at the same time
+CALLS_PER_LINK_MAX: Final = CAPACITY_MAX  # unanswered on one link, of all dispatches together
+CALL_REST_S_MIN: Final = 0.2  # a call that was put off is sent again after this, at most, the first time
+CALL_REST_S_MAX: Final = 5.0
 CALL_VALUE_MAX: Final = 3 * MIB  # what one capability call gives
 QUERY_ROWS_MAX: Final = 10_000  # of one query by a step
 RUN_MODEL_CALLS_MAX: Final = 100  # of one dispatch
@@ -146,6 +149,15 @@ BUNDLE_FILE_MAX: Final = 64 * MIB  # a bundle, packed
 BUNDLE_UNPACKED_MAX: Final = 256 * MIB
 BUNDLE_ENTRIES_MAX: Final = 10_000
 BUNDLE_CACHE_MAX: Final = 1024 * MIB  # on a worker
+BUNDLE_NAME_MAX: Final = 1_024  # bytes of a path inside a bundle
+ENVIRONMENT_CACHE_MAX: Final = 4 * 1024 * MIB  # installed dependencies, on a worker
+ENVIRONMENT_INSTALL_S: Final = 600.0  # for one installation
+ENVIRONMENT_OUTPUT_MAX: Final = 256 * KIB  # what an installation may say in a step's log
+REQUIREMENTS_MAX: Final = 1 * MIB  # a requirements.txt
+DATA_CONNECTIONS_MAX: Final = 32  # of one worker to the data plane
+DATA_ANSWER_S: Final = 60.0  # for an answer, after the request is sent whole
+DATA_RETRY_S_MIN: Final = 0.2  # full jitter, doubling, up to
+DATA_RETRY_S_MAX: Final = 5.0
 
 # ── definition files ────────────────────────────────────────────────────────────────────────────────────────
 DEFINITION_BYTES_MAX: Final = 4 * MIB  # one YAML file
@@ -179,6 +191,7 @@ REFUSAL_DELAY_S: Final = 1.0  # failures are delayed, never a lock-out
 assert COMPLETION_OUTPUTS_MAX < CONTROL_FRAME_MAX
 assert CALL_VALUE_MAX < CONTROL_FRAME_MAX
 assert INLINE_WRITE_MAX < WRITE_BODY_MAX
+assert CALLS_PER_LINK_MAX + HELD_DISPATCHES_MAX < REQUESTS_OUTSTANDING_MAX
 assert INLINE_CONTENT_MAX < INLINE_WRITE_MAX
 assert BUNDLE_FILE_MAX < BUNDLE_UNPACKED_MAX < BUNDLE_CACHE_MAX
 assert 2 * CAPTURE_MAX < COMPLETION_OUTPUTS_MAX

@@ -68,6 +68,7 @@ from swamp_proto.version import PROTOCOL_VERSION, SWAMP_VERSION
 from swamp_worker.core import dialing, holdings, slots
 from swamp_worker.execution.interface import Control, Executor
 from swamp_worker.execution.spool import Spool, SpoolRoom
+from swamp_worker.shell.calls import StepCalls
 from swamp_worker.shell.control import Link, LinkEnded, Reply
 from swamp_worker.shell.dial import NoLink
 from swamp_worker.shell.voice import Voice
@@ -130,6 +131,7 @@ class Ports:
     settle: Callable[[str], bool] = lambda dispatch: True  # is nothing left of a stuck one
     on_enrolled: Callable[[], object] = lambda: None
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    calls: StepCalls = attrs.field(factory=StepCalls)  # what the executor's `Access` asks through
 
 
 @attrs.frozen
@@ -170,6 +172,7 @@ class Worker:
         self._life = trio.CancelScope()
         self._changed = trio.lowlevel.ParkingLot()
         self._nursery: trio.Nursery | None = None
+        ports.calls.attach(self)
 
     # ── what the outside may ask ────────────────────────────────────────────────────────────────────────────
     @property
@@ -321,6 +324,7 @@ class Worker:
             self._link = None
             self._drain_noted = False
             self._act(holdings.LinkDown())
+            self._ports.calls.link_down()
             self._changed.unpark_all()
 
     def _enroll_frame(self, listing: tuple[HeldDispatch, ...]) -> Enroll:
@@ -458,7 +462,10 @@ class Worker:
             step.control.ask_cancel(cancel.reason, cancel.term_s)
 
     def _feed(self, link: Link) -> Frame | None:
-        """The next log lines or end for the writer; nothing when all is sent."""
+        """The next call, log lines or end for the writer; nothing when all is sent."""
+        call = self._ports.calls.feed(link)  # each waits for its answer: they cannot crowd out the lines
+        if call is not None:
+            return call
         sendable = self._holdings.sendable(self._turn)
         if sendable is None:
             return None
@@ -562,6 +569,26 @@ class Worker:
             if self._link is not None:
                 self._link.wake()
 
+    def closed(self, dispatch: str) -> str | None:
+        """Why nothing may be sent for a step any more; None while it may."""
+        step = self._steps.get(dispatch)
+        if step is None:
+            return "this worker does not hold it"
+        if step.control.abandon:
+            return step.control.reason
+        if self._holdings.is_late(self._ports.boot_s()):
+            return "no heartbeat was answered for so long that the step is given up"
+        return None
+
+    def wake(self) -> None:
+        """The link's writer may have something to send."""
+        if self._link is not None:
+            self._link.wake()
+
+    @property
+    def pause_s_max(self) -> float:
+        return self._holdings.tempo.redial_s_max
+
     def _act(self, event: holdings.Happening) -> None:
         """Tell the holdings, and do what they say."""
         for effect in self._holdings.handle(event, self._ports.boot_s()):
@@ -571,11 +598,13 @@ class Worker:
                         self._slots.handle(slots.EndAsked(name))
                     control = self._steps[name].control
                     control.abandon = True
+                    self._ports.calls.close(name, reason)
                     control.ask_cancel(reason, term_s)
                 case holdings.DropLines(name, through):
                     self._steps[name].spool.let_go(through)
                 case holdings.Forget(name):
                     self._steps.pop(name).spool.close()
+                    self._ports.calls.forget(name)
                     self._changed.unpark_all()
 
     # ── clocks ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -95,6 +95,40 @@ class Address:
             context.verify_mode = ssl.CERT_NONE  # the pin names the one certificate that is right
         return context
 
+    def data_plane(self, chosen: str | None = None) -> str:
+        """Base URL of the data plane: `chosen` (`--data-plane-url`), or the same host, port and path over HTTP(S)."""
+        if chosen:
+            return chosen.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        scheme = "https" if self.secure else "http"
+        return f"{scheme}://{host}:{self.port}{self.resource.removesuffix(CONTROL_PATH)}"
+
+    def pinned_context(self) -> ssl.SSLContext:
+        """For connections that others open: a handshake with another certificate than the pinned one raises
+        `WrongPin`, before a byte of the request is sent. Raises LocalError.
+        """
+        context = self.context()
+        if self.pin is not None:
+            pin = self.pin
+
+            class Pinned(ssl.SSLObject):
+                def do_handshake(self) -> None:
+                    super().do_handshake()
+                    found = hashlib.sha256(self.getpeercert(binary_form=True) or b"").hexdigest()
+                    if found != pin:
+                        raise WrongPin(found)
+
+            context.sslobject_class = Pinned
+        return context
+
+
+class WrongPin(ssl.SSLCertVerificationError):
+    """The server's certificate is not the pinned one."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(f"its certificate has the fingerprint {found}, which is not the pinned one")
+        self.verify_message = str(self)
+
 
 @contextlib.asynccontextmanager
 async def open_pipe(address: Address) -> AsyncIterator[MessagePipe]:

@@ -1,0 +1,352 @@
+"""The worker's client of the data plane: one request, said again until it is answered, for as long as the lease may live.
+
+Rules that hold here:
+
+- Every request carries the credential of its dispatch, never the worker's. `StepCalls` is asked before every attempt
+  whether the holder has given up: after that nothing leaves.
+- Refused connections, cut ones, silence and the statuses of `RETRIED` are tried again, with full jitter. An answer with any
+  other status is final. Nothing decides on the text of an error.
+- Memory stays flat: bodies stream from disk and to disk in pieces.
+- An upload goes on behind the last byte that the orchestrator says is safe; a download behind the last byte it wrote, as long
+  as the ETag is the same. Both are verified by sha256.
+"""
+
+import hashlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+
+import attrs
+import trio
+
+from swamp_proto import dataplane
+from swamp_proto.capabilities import CallRefused
+from swamp_proto.limits import DATA_RETRY_S_MIN, KIB, UPLOAD_CHUNK, WRITE_BODY_MAX
+from swamp_proto.messages.capability import CallCode
+from swamp_proto.messages.dispatch import Dispatch
+from swamp_worker.execution.access import Sent
+from swamp_worker.shell.calls import StepCalls
+
+if TYPE_CHECKING:
+    import httpx
+
+    from swamp_worker.shell.exchange import Exchange, FilePart
+
+DAMAGED_MAX: Final = 3  # downloads that arrived with another digest, before it is given up
+SAID_AFTER: Final = 4  # failed attempts in a row, before a person is told
+_KEPT_AT_ONCE: Final = 512 * KIB  # of a download, in memory
+_ERROR_BODY_MAX: Final = 64 * KIB
+
+T = TypeVar("T")
+
+
+class Again(Exception):
+    """An attempt that another one may better. `why` is for people."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+@attrs.frozen
+class Answer:
+    """Of a request whose answer is small."""
+
+    body: bytes
+    offset: str  # its header Upload-Offset
+
+
+class DataPlane:
+    """One per worker. `tls` makes the context when `base` is https; `say` hears of what does not get better."""
+
+    def __init__(
+        self,
+        base: str,
+        step_calls: StepCalls,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        say: Callable[[str], object] = lambda message: None,
+    ) -> None:
+        self.base = base
+        self._calls = step_calls
+        self._tls = tls
+        self._say = say
+        self._client: httpx.AsyncClient | None = None
+
+    async def aclose(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    # ── requests ────────────────────────────────────────────────────────────────────────────────────────────
+    async def put(self, dispatch: Dispatch, path: str, body: bytes, content_type: str) -> bytes:
+        """The answer's body. Raises `CallRefused`."""
+
+        async def once() -> bytes:
+            return (await self._ask(dispatch, "PUT", path, {"content-type": content_type}, body)).body
+
+        return await self._insist(dispatch, once)
+
+    async def upload(
+        self, dispatch: Dispatch, path: str, file: Path, sha256: str, sent: Sent | None = None
+    ) -> None:
+        """The whole of `file`, until the orchestrator has all of it. Raises `CallRefused`, OSError."""
+        from swamp_worker.shell import exchange
+
+        with await trio.to_thread.run_sync(_open, file) as source:
+            size = await trio.to_thread.run_sync(_size, source)
+            offset = failed = 0
+            asked = False  # whether `offset` is what the orchestrator said when it was asked
+            while True:
+                length = min(UPLOAD_CHUNK, size - offset)
+                headers = {
+                    dataplane.UPLOAD_OFFSET: str(offset),
+                    dataplane.UPLOAD_LENGTH: str(size),
+                    dataplane.UPLOAD_DIGEST: sha256,
+                    "content-type": "application/octet-stream",
+                    "content-length": str(length),
+                }
+                body = exchange.FilePart(source, offset, length) if length else b""
+                before = offset
+                try:
+                    with self._calls.guard(dispatch.dispatch):
+                        answer = await self._ask(dispatch, "PATCH", path, headers, body)
+                        offset, asked = _offset(answer.offset), False
+                    done = offset >= size
+                except Again as again:
+                    failed += 1
+                    await self._pause(dispatch, failed, again.why)
+                    offset, asked = await self._insist(dispatch, partial(self._offset, dispatch, path)), True
+                    done = offset == size > 0
+                except CallRefused as refused:
+                    if refused.call_code is not CallCode.CONFLICT or asked:
+                        raise
+                    offset, asked = await self._insist(dispatch, partial(self._offset, dispatch, path)), True
+                    done = offset == size > 0
+                if offset > size:
+                    raise CallRefused(
+                        CallCode.CONFLICT, f"{file.name} has become shorter while it was uploaded"
+                    )
+                if offset > before:
+                    failed = 0
+                if sent is not None:
+                    sent(offset, size)
+                if done:
+                    return
+
+    async def download(self, dispatch: Dispatch, path: str, into: Path, sha256: str | None = None) -> None:
+        """The content behind `path` as a new file. Its digest must be `sha256`, or what the ETag says. Raises
+        `CallRefused`, OSError.
+        """
+        part = into.with_name(f"{into.name}.part")
+        transfer = _Transfer(part, sha256)
+        try:
+            while True:
+                await self._insist(dispatch, partial(self._get, dispatch, path, transfer), transfer)
+                if transfer.is_right():
+                    break
+                transfer.damaged += 1
+                if transfer.damaged >= DAMAGED_MAX:
+                    raise CallRefused(
+                        CallCode.INTERNAL,
+                        f"{path} arrived {DAMAGED_MAX} times with other bytes than its digest",
+                    )
+                transfer.start_over()
+            await trio.to_thread.run_sync(part.replace, into)
+        finally:
+            transfer.close()
+            part.unlink(missing_ok=True)
+
+    # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────
+    async def _offset(self, dispatch: Dispatch, path: str) -> int:
+        """How many bytes of an upload are safe."""
+        try:
+            answer = await self._ask(dispatch, "HEAD", path)
+        except CallRefused as refused:
+            if refused.call_code is CallCode.NOT_FOUND:
+                return 0
+            raise
+        return _offset(answer.offset)
+
+    async def _get(self, dispatch: Dispatch, path: str, transfer: "_Transfer") -> None:
+        headers = {}
+        if transfer.have and transfer.etag:
+            headers = {"range": f"bytes={transfer.have}-", "if-range": transfer.etag}
+        async with self._exchange(dispatch, "GET", path, headers) as answer:
+            begins = f"bytes {transfer.have}-"
+            if answer.status not in (200, 206, 416):
+                raise _refusal(answer.status, await answer.whole(_ERROR_BODY_MAX), self.base)
+            if answer.status == 416 or (
+                answer.status == 206 and not answer.header("content-range").startswith(begins)
+            ):
+                transfer.start_over()
+                raise Again("another range came than was asked for")
+            if answer.status == 200:
+                transfer.start_over()
+            transfer.etag = answer.header("etag")
+            await transfer.take(answer.pieces())
+
+    async def _ask(
+        self,
+        dispatch: Dispatch,
+        method: str,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        body: "bytes | FilePart" = b"",
+    ) -> Answer:
+        """One attempt of a request with a small answer. Raises `Again`, `CallRefused`."""
+        async with self._exchange(dispatch, method, path, headers or {}, body) as answer:
+            done = answer.status in (200, 201, 204)
+            content = await answer.whole(WRITE_BODY_MAX if done else _ERROR_BODY_MAX)
+            if done:
+                return Answer(content, answer.header(dataplane.UPLOAD_OFFSET))
+            raise _refusal(answer.status, content, self.base, method)
+
+    def _exchange(
+        self,
+        dispatch: Dispatch,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: "bytes | FilePart" = b"",
+    ) -> "Exchange":
+        from swamp_worker.shell.exchange import Exchange, open_client
+
+        if self._client is None:
+            is_secure = self.base.startswith("https")
+            self._client = open_client(self._tls() if is_secure and self._tls else None)
+        sent = {
+            "authorization": f"Bearer {dispatch.credential}",
+            dataplane.DISPATCH_HEADER: dispatch.dispatch,
+            dataplane.FENCE_HEADER: str(dispatch.fence),
+            **headers,
+        }
+        return Exchange(self._client, method, self.base + path, sent, body)
+
+    # ── again and again ─────────────────────────────────────────────────────────────────────────────────────
+    async def _insist(
+        self, dispatch: Dispatch, once: Callable[[], Awaitable[T]], transfer: "_Transfer | None" = None
+    ) -> T:
+        """Attempts until one is answered. What a transfer got meanwhile sets the pause back."""
+        failed = 0
+        have = -1
+        while True:
+            try:
+                with self._calls.guard(dispatch.dispatch):
+                    return await once()
+            except Again as again:
+                if transfer is not None and transfer.have > have:
+                    have, failed = transfer.have, 0
+                failed += 1
+                await self._pause(dispatch, failed, again.why)
+
+    async def _pause(self, dispatch: Dispatch, failed: int, why: str) -> None:
+        """After `failed` attempts in a row."""
+        if failed == SAID_AFTER:
+            self._say(f"Dispatch {dispatch.dispatch[:8]} waits for the data plane at {self.base}: {why}")
+        ceiling_s = min(self._calls.pause_s_max, DATA_RETRY_S_MIN * 2.0 ** min(failed - 1, 30))
+        with self._calls.guard(dispatch.dispatch):
+            await trio.sleep(ceiling_s * self._calls.draw())
+
+
+class _Transfer:
+    """A file that is being received."""
+
+    def __init__(self, path: Path, sha256: str | None) -> None:
+        self._path = path
+        self._sha256 = sha256
+        self._file: BinaryIO | None = None
+        self._digest = hashlib.sha256()
+        self.have = 0
+        self.etag = ""
+        self.damaged = 0
+
+    def start_over(self) -> None:
+        self.close()
+        self._digest = hashlib.sha256()
+        self.have = 0
+        self.etag = ""
+
+    def is_right(self) -> bool:
+        expected = self._sha256 or self.etag.strip('"')
+        return self._digest.hexdigest() == expected
+
+    async def take(self, source: AsyncIterator[bytes]) -> None:
+        if self._file is None:
+            self._file = await trio.to_thread.run_sync(_create, self._path)
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async for piece in source:
+                pieces.append(piece)
+                size += len(piece)
+                if size >= _KEPT_AT_ONCE:
+                    taken, pieces, size = pieces, [], 0
+                    await self._keep(taken)
+        finally:
+            if pieces:
+                with trio.CancelScope(shield=True):
+                    await self._keep(pieces)
+
+    async def _keep(self, pieces: list[bytes]) -> None:
+        self.have += await trio.to_thread.run_sync(self._write, pieces)
+
+    def _write(self, pieces: list[bytes]) -> int:
+        assert self._file is not None
+        data = b"".join(pieces)
+        self._digest.update(data)
+        self._file.write(data)
+        self._file.flush()
+        return len(data)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _create(path: Path) -> BinaryIO:
+    return path.open("wb")
+
+
+def _open(file: Path) -> BinaryIO:
+    return file.open("rb", buffering=0)
+
+
+def _size(source: BinaryIO) -> int:
+    return source.seek(0, 2)
+
+
+def _offset(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise CallRefused(CallCode.INTERNAL, f"the data plane answered without {dataplane.UPLOAD_OFFSET}")
+    return int(text)
+
+
+def _refusal(status: int, body: bytes, base: str, method: str = "GET") -> CallRefused:
+    """What an answer that is not wanted says."""
+    code: CallCode | None = None
+    message = ""
+    try:
+        document: Any = json.loads(body)
+        code = CallCode(document["code"])
+        message = str(document["error"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    if status == 401:
+        why = message or "the credential of the step is not valid any more"
+        return CallRefused(CallCode.LEASE_ENDED, why)
+    if code is None and method == "HEAD":  # has no body to say it
+        code = next((each for each, known in dataplane.STATUS.items() if known == status), None)
+        message = f"the data plane answered HTTP {status}"
+    if code is not None:
+        return CallRefused(code, message)
+    if status >= 500:
+        return CallRefused(CallCode.INTERNAL, f"the data plane at {base} failed: HTTP {status}")
+    return CallRefused(
+        CallCode.INTERNAL,
+        f"{base} answers, but not as the data plane of an orchestrator: HTTP {status}. Check the URL of "
+        "swamp worker connect, or its --data-plane-url",
+    )
