@@ -17,6 +17,7 @@ from swamp_proto import codec
 from swamp_proto.envelope import Event, Failure, FailureBody, Request, Response
 from swamp_proto.errors import RefusalCode
 from swamp_proto.messages import RULE_BY_BODY, Side
+from swamp_proto.messages.capability import Call, CallAnswer, CallCode
 from swamp_proto.messages.dispatch import (
     Accepted,
     CancelDispatch,
@@ -74,6 +75,11 @@ class Orchestrator:
         self.notes_ends = True
         self.refusals: deque[tuple[RefusalCode, str, float | None]] = deque()
         self.end_failures: deque[RefusalCode] = deque()
+        self.calls: list[Call] = []  # as they arrived, repeated ones too
+        self.acted: dict[tuple[str, int], CallAnswer] = {}
+        self.answers_calls = True
+        self.call_failures: deque[RefusalCode] = deque()
+        self.unavailable = 0  # calls that are put off
         self.verdict: Callable[[HeldDispatch], Verdict] = lambda held: Verdict.KEEP
         self.session_s = 900.0
         self.wall_ms: Callable[[], int] = lambda: int(trio.current_time() * 1000)
@@ -202,6 +208,8 @@ class Orchestrator:
                 await self._reply(request, DrainNoted(drain.draining))
             case Finished() as finished:
                 await self._finish(request, finished)
+            case Call() as call:
+                await self._call(request, call)
 
     def _admit(self, enroll: Enroll) -> Enrolled:
         every_s = min(10.0, self.grace_s / 12)
@@ -218,6 +226,26 @@ class Orchestrator:
             silence_s=3 * every_s,
             verdicts=tuple(HeldVerdict(held.dispatch, self.verdict(held)) for held in enroll.held),
         )
+
+    async def _call(self, request: Request, call: Call) -> None:
+        """Acts once on a number; `notes` of what was asked come back as versions."""
+        self.calls.append(call)
+        assert call.fence == self.kept[call.dispatch].dispatch.fence
+        if self.call_failures:
+            await self._refuse(request, self.call_failures.popleft(), "not now", None)
+            return
+        if self.unavailable:
+            self.unavailable -= 1
+            await self._reply(
+                request, CallAnswer(call.dispatch, call.number, CallCode.UNAVAILABLE, "the disk is full", {})
+            )
+            return
+        key = (call.dispatch, call.number)
+        if key not in self.acted:
+            value = {"deleted": True, "version": call.number}
+            self.acted[key] = CallAnswer(call.dispatch, call.number, None, "", value)
+        if self.answers_calls:
+            await self._reply(request, self.acted[key])
 
     async def _finish(self, request: Request, finished: Finished) -> None:
         kept = self.kept[finished.dispatch]

@@ -24,6 +24,7 @@ from swamp_proto.messages.enrollment import HeldPhase, Notice, Predecessor, Verd
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control, Executor, LogSink
 from swamp_worker.execution.spool import SpoolRoom
+from swamp_worker.shell.calls import StepCalls
 from swamp_worker.shell.daemon import Ending, Machine, Ports, Settings, Worker
 from swamp_worker.shell.voice import TROUBLE, Voice
 
@@ -115,6 +116,7 @@ async def world(
     before: Callable[[Orchestrator], None] = lambda orchestrator: None,
     boot_s: Callable[[], float] = trio.current_time,
     settle: Callable[[str], bool] = lambda dispatch: True,
+    calls: StepCalls | None = None,
 ) -> AsyncIterator[World]:
     out, err = io.StringIO(), io.StringIO()
     renewals: list[tuple[float, float]] = []
@@ -136,6 +138,7 @@ async def world(
                 renew=lambda sent_at, grace: renewals.append((sent_at, grace)),
                 settle=settle,
                 wall_ms=lambda: int(trio.current_time() * 1000),
+                calls=calls or StepCalls(lambda: 0.5),
             ),
             Voice(as_json=True, out=out, err=err),
         )
