@@ -27,6 +27,7 @@ from swamp_orch.core.lease_values import (
     Keep,
     Lease,
     LeaseState,
+    Phase,
     RequeueStep,
 )
 from swamp_orch.definitions.values import OnWorkerLost
@@ -98,6 +99,29 @@ class Ends(Ledger):
         reason = EndReason.TIMED_OUT if kind is CancelKind.TIMEOUT else EndReason.CANCELLED
         self._close(entry, how, Stage.CANCELLED, reason, text, again, dead=dead)
         yield from self._end(entry, EndStep(entry.lease, kind, text, *self._left(entry)))
+
+    def _drained(self, entry: Entry, *, again: bool = False) -> Iterator[Effect]:
+        """It has not written: its step goes to another worker. The commit expects exactly that; one that wrote after all
+        goes on, and finishes where it is.
+        """
+        lease = entry.lease
+        if lease.wrote:
+            if again:  # a commit that failed said so: the end is taken back, nobody had heard of it
+                entry.stage = Stage.RUNNING if entry.link_up else Stage.SUSPENDED
+                entry.replace_s = None if entry.link_up else entry.replace_s
+                entry.lease = attrs.evolve(lease, phase=Phase(entry.stage.value))
+                self._until(entry, entry.replace_s)
+                yield from self._save(entry)
+            return
+
+        def once_more() -> Iterator[Effect]:
+            return self._drained(entry, again=True)
+
+        text = f"worker '{lease.worker}' is drained, and it had not written"
+        dead = self._must_be_dead(entry)
+        self._close(entry, Happening.DRAINED, Stage.EXPIRED, EndReason.DRAINED, text, once_more, dead=dead)
+        entry.requeue = self._requeue(entry.lease)
+        yield from self._end(entry, Drop(lease.dispatch))
 
     def _token_over(self, entry: Entry, why: str) -> Iterator[Effect]:
         revoked = why == "revoked"

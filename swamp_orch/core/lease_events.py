@@ -128,6 +128,13 @@ class CancelAsked:
 
 
 @attrs.frozen
+class DrainAsked:
+    """An operator wants this worker free as soon as nothing is lost by it: what has not written goes elsewhere."""
+
+    worker: str
+
+
+@attrs.frozen
 class TokenEnded:
     """The mint is over: `why` is `revoked` or `expired`."""
 
@@ -172,6 +179,7 @@ Event = (
     | EnrollQueued
     | EmptyConfirmed
     | CancelAsked
+    | DrainAsked
     | TokenEnded
     | DeadlinePassed
     | Stalled

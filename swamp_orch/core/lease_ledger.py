@@ -114,6 +114,10 @@ class Ledger:
     def active(self) -> tuple[Lease, ...]:
         return tuple(entry.lease for entry in self._entries.values() if entry.active)
 
+    def held_by(self, worker: str) -> tuple[Lease, ...]:
+        """What this worker has under a lease, or may still have living under one that ended."""
+        return tuple(entry.lease for entry in self._at(worker))
+
     def admits(self, dispatch: str, fence: int) -> Lease | None:
         """The lease under which this dispatch may read, and ask for writes, at this instant; None:
         `lease_ended`.

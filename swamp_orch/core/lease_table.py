@@ -39,6 +39,7 @@ class Happening(StrEnum):
     CANCEL_ASKED = "cancel asked"
     CANCEL_OVERDUE = "cancel overdue"
     TOKEN_ENDED = "token ended"  # noqa: S105 - not a secret
+    DRAINED = "drained when safe"  # it had not written
     HOLDER_GONE = "orchestrator restarted"  # loopback only
 
 
@@ -56,6 +57,7 @@ TRANSITIONS: Final[Mapping[tuple[Stage, Happening], tuple[Stage, ...]]] = {
     (Stage.GRANTED, Happening.ABANDONED): _LOST,
     (Stage.GRANTED, Happening.CANCEL_ASKED): (Stage.CANCELLING,),
     (Stage.GRANTED, Happening.TOKEN_ENDED): _LOST,
+    (Stage.GRANTED, Happening.DRAINED): (Stage.EXPIRED,),
     (Stage.GRANTED, Happening.HOLDER_GONE): _LOST,
     (Stage.RUNNING, Happening.LINK_LOST): (Stage.SUSPENDED,),
     (Stage.RUNNING, Happening.RETURNED_HOLDING): (Stage.RUNNING,),
@@ -65,6 +67,7 @@ TRANSITIONS: Final[Mapping[tuple[Stage, Happening], tuple[Stage, ...]]] = {
     (Stage.RUNNING, Happening.ABANDONED): _LOST,
     (Stage.RUNNING, Happening.CANCEL_ASKED): (Stage.CANCELLING,),
     (Stage.RUNNING, Happening.TOKEN_ENDED): _LOST,
+    (Stage.RUNNING, Happening.DRAINED): (Stage.EXPIRED,),
     (Stage.RUNNING, Happening.HOLDER_GONE): _LOST,
     (Stage.SUSPENDED, Happening.ACCEPTED): (Stage.SUSPENDED,),
     (Stage.SUSPENDED, Happening.REFUSED): (Stage.EXPIRED, Stage.FAILED),
@@ -77,6 +80,7 @@ TRANSITIONS: Final[Mapping[tuple[Stage, Happening], tuple[Stage, ...]]] = {
     (Stage.SUSPENDED, Happening.ABANDONED): _LOST,
     (Stage.SUSPENDED, Happening.CANCEL_ASKED): (Stage.CANCELLING,),
     (Stage.SUSPENDED, Happening.TOKEN_ENDED): _LOST,
+    (Stage.SUSPENDED, Happening.DRAINED): (Stage.EXPIRED,),
     (Stage.CANCELLING, Happening.ACCEPTED): (Stage.CANCELLING,),
     (Stage.CANCELLING, Happening.REFUSED): (Stage.CANCELLED,),
     (Stage.CANCELLING, Happening.NOT_SENT): (Stage.CANCELLED,),

@@ -57,6 +57,7 @@ class EndReason(StrEnum):
     NOT_STARTED = "not_started"  # never accepted by an instance that came back without it
     BUSY = "busy"
     DRAINING = "draining"
+    DRAINED = "drained"  # ended for a drain while it had not written
     REFUSED = "refused"
     ON_WORKER_LOST = "on_worker_lost"  # the author wants a lost worker to fail the step
     LOST_TOO_OFTEN = "lost_too_often"

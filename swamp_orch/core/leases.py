@@ -32,6 +32,7 @@ from swamp_orch.core.lease_events import (
     CommitFailed,
     Committed,
     DeadlinePassed,
+    DrainAsked,
     EmptyConfirmed,
     EnrollQueued,
     Event,
@@ -64,6 +65,7 @@ from swamp_orch.core.lease_values import (
     SlotStuck,
 )
 from swamp_orch.core.reconcile import Reconciling
+from swamp_orch.definitions.values import OnWorkerLost
 from swamp_proto.errors import Bug, RefusalCode
 from swamp_proto.limits import CANCEL_WAIT_S, STUCK_S
 from swamp_proto.messages.dispatch import Outcome
@@ -75,6 +77,7 @@ __all__ = [
     "CommitFailed",
     "Committed",
     "DeadlinePassed",
+    "DrainAsked",
     "EmptyConfirmed",
     "EnrollQueued",
     "Event",
@@ -132,6 +135,8 @@ class Leases(Reconciling):
                 found = self._empty(event)
             case CancelAsked():
                 found = self._cancel(event)
+            case DrainAsked():
+                found = self._drain(event)
             case TokenEnded():
                 found = self._token_ended(event)
             case DeadlinePassed():
@@ -446,6 +451,12 @@ class Leases(Reconciling):
         )
         ask = AskCancel(event.dispatch, entry.lease.worker, event.reason)
         yield from self._save(entry, *((ask,) if entry.link_up else ()))
+
+    def _drain(self, event: DrainAsked) -> Iterator[Effect]:
+        for entry in self._at(event.worker):
+            tried_once = entry.lease.on_worker_lost is OnWorkerLost.FAIL  # its author wants no second try
+            if entry.stage in (Stage.GRANTED, Stage.RUNNING, Stage.SUSPENDED) and not tried_once:
+                yield from self._drained(entry)
 
     def _token_ended(self, event: TokenEnded) -> Iterator[Effect]:
         for entry in tuple(self._entries.values()):

@@ -10,6 +10,7 @@ import trio
 
 from swamp_orch.api.application import Application
 from swamp_orch.api.services.tokens import TokenService
+from swamp_orch.core.lease_values import EndReason, Lease
 from swamp_orch.definitions.models import Models
 from swamp_orch.definitions.types import built_in
 from swamp_orch.definitions.workflows import Workflows
@@ -118,15 +119,28 @@ class LiveCalls:
 
     async def _drain(self, parameters: Mapping[str, Any]) -> Any:
         assert self._desk is not None
-        return await self._desk.drain(
-            parameters["name"], parameters["draining"], parameters.get("reason") or ""
-        )
+        name, draining = parameters["name"], parameters["draining"]
+        answer = await self._desk.drain(name, draining, parameters.get("reason") or "")
+        if draining and parameters.get("whenSafe"):
+            await self._parts.engine.taken_over.wait()
+            flights = self._parts.flights
+            held = flights.drain(name)
+            moved = [lease for lease in held if lease.reason is EndReason.DRAINED]
+            answer["moved"] = [_place(lease) for lease in moved]
+            answer["finishing"] = [_place(lease) for lease in held if lease.active]
+            if parameters.get("wait") is not False:
+                await flights.until_over(lease.dispatch for lease in held)
+        return answer
 
     async def _token(self, name: str, parameters: Mapping[str, Any]) -> Any:
         assert self._desk is not None
         answer = await self._stored(name, parameters)
         self._desk.look_again()
         return answer
+
+
+def _place(lease: Lease) -> dict[str, Any]:
+    return {"runId": lease.run, "job": lease.job, "step": lease.step, "hasWrites": lease.wrote}
 
 
 @asynccontextmanager

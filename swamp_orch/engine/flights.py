@@ -197,6 +197,7 @@ class Flights:
         self._nursery: trio.Nursery
         self._sooner = trio.Event()
         self._judged = trio.lowlevel.ParkingLot()
+        self._told = trio.lowlevel.ParkingLot()  # something happened to a lease
         self._resumed: set[str] = set()  # found at start
         self._resuming = trio.lowlevel.ParkingLot()
 
@@ -227,6 +228,7 @@ class Flights:
         """Tell the core what happened and carry out what it answers."""
         before_s = self._leases.next_deadline()
         self._perform_all(self._leases.handle(event, trio.current_time(), self._clock_ms()))
+        self._told.unpark_all()
         after_s = self._leases.next_deadline()
         if after_s is not None and (before_s is None or after_s < before_s):
             self._sooner.set()
@@ -497,6 +499,20 @@ class Flights:
 
     def token_ended(self, mint_id: str, why: RefusalCode) -> None:
         self._tell(core.TokenEnded(mint_id, why.value))
+
+    def drain(self, worker: str) -> tuple[Lease, ...]:
+        """End what this worker has not written under, so that it goes elsewhere. Answers all that it held, with its
+        decided ends.
+        """
+        held = self._leases.held_by(worker)
+        self._tell(core.DrainAsked(worker))
+        return tuple(self._leases.get(lease.dispatch) or lease for lease in held)
+
+    async def until_over(self, dispatches: Iterable[str]) -> None:
+        """Until none of these is under a lease, nor may live on under one that ended."""
+        waited = set(dispatches)
+        while any(self._leases.get(dispatch) is not None for dispatch in waited):
+            await self._told.park()
 
     def mints_at_work(self) -> frozenset[tuple[str, str]]:
         """Token name and mint id of every lease whose step still waits for its end."""

@@ -8,7 +8,7 @@ Rules that hold here:
 4. A run is over when its nursery is: no step's task outlives it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -518,6 +518,15 @@ class Run:
                 found[state.status.value] += 1
         return found
 
+    def _to_come(self) -> Iterator[StepState]:
+        """Steps nothing is known of yet, for who looks at a run at work."""
+        if self.ended_ms:
+            return
+        expanded = {(key.job, step.name) for key, (step, _) in self._items.items()}
+        for (job, name), step in self._declared.items():
+            if StepKey(job, name) not in self._steps and (job, name) not in expanded:
+                yield StepState(StepKey(job, name), step)
+
     def states(self) -> tuple[StepState, ...]:
         return tuple(self._steps.values())
 
@@ -558,8 +567,9 @@ class Run:
     def document(self) -> dict[str, Any]:
         """The run document: what `workflow run --json` ends with and `run.get` answers."""
         by_job: dict[str, list[dict[str, Any]]] = {}
-        for state in self._steps.values():
+        for state in (*self._steps.values(), *self._to_come()):
             by_job.setdefault(state.key.job, []).append(state.document())
+        now_ms = self._parts.clock_ms()
         found: dict[str, Any] = {
             "id": self.id,
             "kind": self.request.kind,
@@ -569,13 +579,13 @@ class Run:
             "status": self.status,
             "startedAt": iso(self.started_ms),
             "completedAt": iso(self.ended_ms) if self.ended_ms else None,
-            "duration": (self.ended_ms or self._parts.clock_ms()) - self.started_ms,
+            "duration": (self.ended_ms or now_ms) - self.started_ms,
             "counts": self.counts(),
             "jobs": [
                 {
                     "name": name,
                     "status": job["status"],
-                    "duration": job.get("durationMs", 0),
+                    "duration": job.get("durationMs", now_ms - job.get("startedMs", now_ms)),
                     "steps": by_job.get(name, []),
                 }
                 for name, job in self._jobs.items()

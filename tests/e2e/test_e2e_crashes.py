@@ -212,6 +212,42 @@ def test_a_drained_worker_finishes_what_it_runs(served: Site, tmp_path: Path) ->
     assert stopped.code == 0 and "Drain complete" in stopped.out
 
 
+def test_a_drain_when_safe_moves_what_has_not_written_and_waits_for_the_rest(
+    served: Site, tmp_path: Path
+) -> None:
+    """`onWorkerLost: fail` stands for a step that must not be repeated: it finishes where it is."""
+    served.worker("old", "--label", "pool=build", "--concurrency", "2")
+    for name in ("moves", "stays"):
+        served.model(name, WAITS.format(tmp_path, name).replace("/go", f"/go-{name}"))
+    pool = {"labels": {"pool": "build"}}
+    served.workflow(
+        "busy", step("moves", "moves", **pool), step("stays", "stays", onWorkerLost="fail", **pool)
+    )
+    watching = served.start("workflow", "run", "busy", "--json", name="client")
+    (moved,), (stays,) = started(tmp_path, "moves"), started(tmp_path, "stays")
+    served.worker("new", "--label", "pool=build")
+    draining = served.start("worker", "drain", "old", "--when-safe", "--reason", "new kernel", name="drain")
+    draining.wait_for("Moved to another worker, since nothing was written: job › moves")
+    draining.wait_for("Finishing here: job › stays")
+    _, second = started(tmp_path, "moves", 2)
+    assert not alive(moved) and alive(second) and alive(stays), "never in two places at once"
+    assert draining.process.poll() is None, "it waits for the step that must not be repeated"
+    (lease,) = served.query('modelType == "swamp/step-lease" && attributes.state == "expired"', "attributes")
+    assert (lease["reason"], lease["workerName"], lease["lossCounted"]) == ("drained", "old", False)
+    (tmp_path / "go-stays").touch()
+    done = draining.end()
+    assert done.code == 0 and "Nothing runs on old any more: it can be switched off." in done.out
+    assert not alive(stays)
+    (tmp_path / "go-moves").touch()
+    watched = watching.end()
+    assert watched.code == 0, watched
+    assert {name: ended(watched.events, name)["worker"] for name in ("moves", "stays")} == {
+        "moves": "new", "stays": "old",
+    }  # fmt: skip
+    idle = served.json("worker", "drain", "old", "--when-safe")
+    assert (idle["moved"], idle["finishing"], idle["status"]) == ([], [], "draining")
+
+
 def test_kill_of_everything_leaves_no_process_and_no_half_record(served: Site, tmp_path: Path) -> None:
     """Also with nobody to come back: keepers end the steps, and the store opens with what was acknowledged."""
     assert served.orchestrator is not None

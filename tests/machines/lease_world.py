@@ -236,6 +236,11 @@ class World:
         assert stored.state is LeaseState.ACTIVE, "an ended lease was changed"
         assert not stored.wrote or lease.wrote, "the mark of a write was taken back"
         self.durable[lease.dispatch] = attrs.evolve(lease, version=lease.version + 1)
+        if lease.reason is EndReason.DRAINED:
+            assert lease.dispatch not in self.written, "DRAIN: ended although it had written"
+            assert self.steps[lease.step].rule is not OnWorkerLost.FAIL, (
+                "DRAIN: the author wants no second try"
+            )
         if pending.kind == "first write":
             self.written.add(lease.dispatch)
         elif pending.kind == "report":
@@ -594,7 +599,7 @@ WEATHER = (
     ("place", 10), ("hear", 14), ("answer", 12), ("commit", 16), ("full", 4), ("write", 5), ("late write", 2),
     ("end", 5), ("cut", 3), ("notice", 3), ("return", 4), ("return unnoticed", 3), ("not sent", 1), ("kill", 2),
     ("time", 4), ("crash", 1), ("cancel", 3), ("token", 1), ("elsewhere", 1), ("late frame", 2), ("amnesia", 2),
-    ("stale", 2), ("empty", 2), ("refuse", 1), ("stall", 1), ("queued", 1),
+    ("stale", 2), ("drain", 1), ("empty", 2), ("refuse", 1), ("stall", 1), ("queued", 1),
 )  # fmt: skip
 
 
@@ -683,6 +688,8 @@ def happen(world: World, name: str, dice: random.Random) -> None:
             world.cancel(dice.choice(unended), kind)
         case "token":
             world.end_token(worker)
+        case "drain":
+            world.tell(core.DrainAsked(worker.name))
         case "elsewhere":
             stored = [one for one in world.durable.values() if one.active and not one.wrote and one.worker]
             if stored:

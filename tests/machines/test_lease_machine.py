@@ -328,6 +328,14 @@ BUGS = {
         "            if entry.asked is not None:\n                yield from self._cancel(entry.asked)\n",
         "",
     ),
+    "a drain ends what has written": (
+        "        if lease.wrote:\n            if again:",
+        "        if False:\n            if again:",
+    ),
+    "a drain does not ask the worker to end it": (
+        "        yield from self._end(entry, Drop(lease.dispatch))\n",
+        "        yield from self._end(entry)\n        entry.dead = True\n",
+    ),
     "no deadline for a cancel": (
         "        self._until_cancelled(entry)\n        entry.lease = attrs.evolve(\n            entry.lease, phase",
         "        self._until(entry, None)\n        entry.lease = attrs.evolve(\n            entry.lease, phase",

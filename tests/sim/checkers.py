@@ -8,7 +8,7 @@ and the durable records, never what a core believes, except where what a core be
 import json
 from typing import TYPE_CHECKING, Any
 
-from swamp_orch.core.lease_values import AskCancel, LeaseState, RequeueStep
+from swamp_orch.core.lease_values import AskCancel, EndReason, LeaseState, RequeueStep
 from swamp_orch.core.runplan import ENDS, StepStatus
 from swamp_orch.definitions.values import OnWorkerLost
 from swamp_orch.engine.steps import StepState
@@ -165,6 +165,11 @@ class Checks:
             f"{name} was {before['state']}, is {now['state']}",
         )
         demand(not before["hasWrites"] or now["hasWrites"], "a write is not forgotten", name)
+        demand(
+            now.get("reason") != EndReason.DRAINED.value or not before["hasWrites"],
+            "a drain ends nothing that has written",
+            name,
+        )
         demand(before["fence"] == now["fence"], "fences grow", name)
 
     def _ends_once(self, run: str, name: str, status: str) -> None:
@@ -270,10 +275,12 @@ class Checks:
                 )
 
     def called_alive(self, engine: "Orchestrator", member: Any) -> None:
-        """`already_connected` is said of a process that lives."""
+        """`already_connected` is said of a process that lives, or died while its answer to the probe was on its way."""
         worker = self.world.workers.get(member.name)
         alive = worker is not None and worker.process.alive and worker.instance == member.state.instance
-        demand(alive, "already_connected", f"{member.name} {member.state.instance} is dead")
+        died_s = self.world.died_s.get(member.state.instance)
+        just_now = died_s is not None and self.world.loop.now - died_s <= self.world.tempo.silence_s
+        demand(alive or just_now, "already_connected", f"{member.name} {member.state.instance} is dead")
 
     # ── after every step ────────────────────────────────────────────────────────────────────────────────────
     def after_step(self) -> None:

@@ -295,11 +295,13 @@ class Desk:
         yield from self.update(member, connected=False, disconnected_ms=self.engine.wall_ms, active=())
         member.gone.set()
 
-    def drain(self, name: str, draining: bool) -> Any:
+    def drain(self, name: str, draining: bool, when_safe: bool = False) -> Any:
         """An operator's, of a worker that is connected."""
         member = self.members.get(name)
         if member is not None:
             yield from self.update(member, operator_drain=draining)
+        if draining and when_safe and self.engine.reconciled:
+            self.engine.tell(self.engine.core.DrainAsked(name))
 
     # ── tokens' lifetimes ───────────────────────────────────────────────────────────────────────────────────
     def look_again(self) -> None:

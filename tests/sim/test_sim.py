@@ -89,6 +89,7 @@ UNREACHED: dict[tuple[str, str, str], str] = {
     ("granted", "abandoned", "expired"): "an acceptance goes out before anything else about its dispatch",
     ("granted", "abandoned", "failed"): "an acceptance goes out before anything else about its dispatch",
     ("granted", "token ended", "failed"): RARE,
+    ("granted", "drained when safe", "expired"): RARE,
     ("granted", "orchestrator restarted", "failed"): RARE,
     ("cancelling", "orchestrator restarted", "cancelled"): RARE,
     ("cancelling", "refused", "cancelled"): RARE,

@@ -102,6 +102,7 @@ class World:
         self.workflows: dict[str, Workflow] = {}
         self.last_instance: dict[str, tuple[str, str]] = {}
         self.log_on_disk: dict[str, int] = {}
+        self.died_s: dict[str, float] = {}  # worker instances that are no more
         self.faults = 0
         self.incarnations = 1
         self.wall_offset_ms = 0
@@ -220,6 +221,7 @@ class World:
         for name, worker in self.workers.items():
             if worker is not None and worker.process is process:
                 worker.died()
+                self.died_s[worker.instance] = self.loop.now
                 self.workers[name] = None
                 delay_s = self.tempo.grace_s * self.chance.of(f"restart/{name}").choice((0.02, 0.1, 0.5, 1.3))
                 self.loop.after(delay_s, None, self._start_worker, name)
@@ -570,7 +572,8 @@ class World:
     def _set_drain(self, name: str, draining: bool) -> None:
         engine = self.orchestrator
         if engine is not None and name in engine.desk.members:
-            self.loop.spawn(engine.process, engine.desk.drain(name, draining))
+            when_safe = self.chance.of("fault/drain/when safe").random() < 0.5
+            self.loop.spawn(engine.process, engine.desk.drain(name, draining, when_safe))
             return
         state = read_worker(self.disk, name)
         if state is not None:

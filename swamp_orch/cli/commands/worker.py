@@ -1,5 +1,6 @@
 """`swamp worker`: enrollment tokens, the pool, the queue. `connect` itself is the worker package's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -184,8 +185,16 @@ def queue(invocation: Invocation, explain: bool) -> None:
             print(f"  To start it: {step['change']}")
 
 
-def _draining(invocation: Invocation, name: str, draining: bool, reason: str | None) -> None:
-    done = invocation.call("worker.drain", name=name, draining=draining, reason=reason)
+def _draining(
+    invocation: Invocation, name: str, draining: bool, reason: str | None, when_safe: bool = False
+) -> None:
+    def ask(**how: Any) -> Any:
+        return invocation.call("worker.drain", name=name, draining=draining, reason=reason, **how)
+
+    if when_safe:
+        _drain_when_safe(invocation, name, ask)
+        return
+    done = ask()
     if invocation.json:
         invocation.document(done)
     elif draining:
@@ -200,10 +209,37 @@ def _draining(invocation: Invocation, name: str, draining: bool, reason: str | N
     "drain",
     argument("name", kind="worker"),
     option("--reason", metavar="TEXT", help="Why; shown where the worker is."),
+    option(
+        "--when-safe",
+        is_flag=True,
+        help="Move what has not written to other workers, and wait until nothing is left on this one.",
+    ),
     help="Give a worker nothing new; what it runs is finished. Holds until `undrain`.",
 )
-def drain(invocation: Invocation, name: str, reason: str | None) -> None:
-    _draining(invocation, name, True, reason)
+def drain(invocation: Invocation, name: str, reason: str | None, when_safe: bool) -> None:
+    _draining(invocation, name, True, reason, when_safe)
+
+
+def _drain_when_safe(invocation: Invocation, name: str, ask: Callable[..., Any]) -> None:
+    """First what is decided at once, for who waits; then the wait, which may be as long as a step."""
+    begun = ask(whenSafe=True, wait=False)
+    if not invocation.json:
+        print(
+            f"{console.paint('✓', 'green', invocation.color)} Worker {name} is draining: it gets nothing new."
+        )
+        if begun["moved"]:
+            print(f"Moved to another worker, since nothing was written: {_places(begun['moved'])}")
+        if begun["finishing"]:
+            print(f"Finishing here: {_places(begun['finishing'])}", flush=True)
+    done = ask(whenSafe=True)
+    if invocation.json:
+        invocation.document(done | {"moved": begun["moved"], "finishing": begun["finishing"]})
+    else:
+        print(f"Nothing runs on {name} any more: it can be switched off.")
+
+
+def _places(steps: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{step['job']} › {step['step']}" for step in steps)
 
 
 @command("undrain", argument("name", kind="worker"), help="Give a drained worker work again.")
