@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Final
 
 from swamp_proto.messages.dispatch import Dispatch, Finished, Outcome
-from swamp_worker.execution.interface import Control, LogSink
+from swamp_worker.execution.access import Access
+from swamp_worker.execution.course import Host
+from swamp_worker.execution.interface import BundleFolders, Control, LogSink
 from swamp_worker.execution.keeper import Keeper
 from swamp_worker.execution.oom import OutOfMemory
-from swamp_worker.execution.shell import Host, run_shell
+from swamp_worker.execution.runner.forks import Forks
+from swamp_worker.execution.runner.step import Backstage, run_program
+from swamp_worker.execution.shell import run_shell
 from swamp_worker.execution.variables import StepVariables
 from swamp_worker.execution.workspace import Workspace
 
@@ -28,12 +32,22 @@ class StepExecutor:
     """Implements `interface.Executor`.
 
     `directory` holds the steps' working directories and is made when needed; `own` is the environment steps
-    inherit from this machine (default: this process's).
+    inherit from this machine (default: this process's). `access` is how running code reaches its orchestrator, `bundles` where
+    the code of extensions is; without them only types that come with swamp run, and nothing can be read or written.
     """
 
-    def __init__(self, directory: Path, keeper: Keeper, own: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        keeper: Keeper,
+        own: Mapping[str, str] | None = None,
+        *,
+        access: Access | None = None,
+        bundles: BundleFolders | None = None,
+    ) -> None:
         variables = StepVariables(os.environ if own is None else own)
         self._host = Host(Workspace(directory), keeper, OutOfMemory(), variables)
+        self._stage = Backstage(Forks(keeper), access, bundles)
 
     @property
     def workspace(self) -> Workspace:
@@ -42,6 +56,8 @@ class StepExecutor:
 
     async def execute(self, dispatch: Dispatch, sink: LogSink, control: Control) -> Finished:
         """Run it. Raises only Cancelled, once nothing of it is left."""
+        if dispatch.program is not None:
+            return await run_program(dispatch, dispatch.program, sink, control, self._host, self._stage)
         run = _METHODS.get((dispatch.model_type, dispatch.method))
         if run is None:
             known = any(model_type == dispatch.model_type for model_type, _ in _METHODS)

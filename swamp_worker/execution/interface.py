@@ -7,6 +7,7 @@ lifetime).
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import attrs
@@ -43,3 +44,15 @@ class Control:
 
 class Executor(Protocol):
     async def execute(self, dispatch: Dispatch, sink: LogSink, control: Control) -> Finished: ...
+
+
+class BundleFolders(Protocol):
+    """Where the code of extensions is on this machine."""
+
+    async def folder(self, dispatch: Dispatch, sha256: str) -> Path:
+        """The unpacked bundle, fetched and verified when it is not there. Raises `CallRefused` and `Broken`, each with its cause."""
+        ...
+
+    async def dependencies(self, folder: Path) -> Path | None:
+        """A folder to import what the code in `folder` depends on from; None when it declares nothing. Raises `Broken`."""
+        ...

@@ -50,7 +50,7 @@ class Child:
     out: int | None
     err: int | None
     _exit_fd: int | None
-    _popen: "subprocess.Popen[bytes]" = attrs.field(repr=False)
+    _popen: "subprocess.Popen[bytes] | None" = attrs.field(repr=False)  # None: forked by somebody else
     status: int | None = None  # exit code, or minus the signal; None until reaped
 
     def close_pipe(self, descriptor: int) -> None:
@@ -76,9 +76,15 @@ class Child:
                 os.close(descriptor)
 
 
-def spawn(command: Sequence[str], program: str, environment: Mapping[bytes, bytes], directory: str) -> Child:
-    """Start `program` with the arguments `command`, in `directory`. Raises OSError or ValueError; then
-    nothing runs.
+def spawn(
+    command: Sequence[str],
+    program: str,
+    environment: Mapping[bytes, bytes],
+    directory: str,
+    pass_fds: Sequence[int] = (),
+) -> Child:
+    """Start `program` with the arguments `command`, in `directory`; it has the descriptors `pass_fds` too. Raises OSError or
+    ValueError; then nothing runs.
     """
     out_read, out_write = os.pipe()
     err_read, err_write = os.pipe()
@@ -94,6 +100,7 @@ def spawn(command: Sequence[str], program: str, environment: Mapping[bytes, byte
             stdout=out_write,
             stderr=err_write,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     except BaseException:
         os.close(out_read)
@@ -103,6 +110,13 @@ def spawn(command: Sequence[str], program: str, environment: Mapping[bytes, byte
         os.close(out_write)
         os.close(err_write)
     return Child(started.pid, out_read, err_read, _open_exit(started.pid), started)
+
+
+def adopt(pid: int, out: int, err: int) -> Child:
+    """A process that somebody else made a child of ours, leading its own session and group; `out` and `err` are read ends."""
+    os.set_blocking(out, False)
+    os.set_blocking(err, False)
+    return Child(pid, out, err, _open_exit(pid), None)
 
 
 _null_descriptor: int | None = None
@@ -204,12 +218,18 @@ def reap(child: Child) -> bool:
     try:
         pid, status = os.waitpid(child.pid, os.WNOHANG)
     except ChildProcessError:  # somebody else took it: nothing better is known than that it is gone
-        child.status = child._popen.returncode = -signal.SIGKILL
+        _note_end(child, -signal.SIGKILL)
         return True
     if pid == 0:
         return False
-    child.status = child._popen.returncode = os.waitstatus_to_exitcode(status)
+    _note_end(child, os.waitstatus_to_exitcode(status))
     return True
+
+
+def _note_end(child: Child, status: int) -> None:
+    child.status = status
+    if child._popen is not None:
+        child._popen.returncode = status
 
 
 def kill_and_reap(pid: int) -> None:

@@ -1,0 +1,139 @@
+"""The forkserver: `python -I forkserver.py CONTROL`. A process that has imported what runners need, and forks them.
+
+It reads requests from `CONTROL`: the marker of a dispatch, and three descriptors (standard output, standard error, channel). For
+each it makes a process that is *not* its child but its parent's, which is what the executor's reaping is built on: it forks a
+middle process that forks the runner and ends, so that the runner is handed to the nearest child subreaper, the executor. The
+answer is the runner's pid, sent only when all of this is so:
+
+- the runner leads its own session and group,
+- its environment, as others see it (`/proc/PID/environ`), names its dispatch,
+- it belongs to the executor.
+
+It ends when `CONTROL` does. It has one thread, always: forking a process with more of them is how locks are copied that nobody
+will ever open.
+"""
+
+import array
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+if __name__ == "__main__":  # started by its path, in an interpreter that looks nowhere else
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from swamp_worker.execution.procfs import MARKER_NAME
+from swamp_worker.execution.runner import main
+from swamp_worker.execution.runner.forks import ANSWER, MARKER_ROOM
+
+_BORN_MS = 5_000  # for a runner to say that it is there
+
+
+def serve(control: socket.socket) -> None:
+    """Until the executor is gone."""
+    place = _marker_place()
+    gc.collect()
+    gc.freeze()  # what is shared with all runners is not touched by their collectors
+    while True:
+        request, descriptors = _receive(control)
+        if not request:
+            return
+        pid = _fork(request, descriptors, control, place)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        control.send(ANSWER.pack(pid))
+
+
+def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
+    """One request and its descriptors; nothing at the end."""
+    found = array.array("i")
+    data, ancillary, _, _ = control.recvmsg(MARKER_ROOM, socket.CMSG_SPACE(3 * found.itemsize))
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    return data, list(found)
+
+
+def _fork(marker: bytes, descriptors: list[int], control: socket.socket, place: int) -> int:
+    """The pid of a new runner; 0 when there is none."""
+    if len(descriptors) != 3:
+        return 0
+    born_read, born_write = os.pipe()
+    try:
+        try:
+            middle = os.fork()
+        except OSError:
+            return 0
+        if middle == 0:
+            _middle(marker, descriptors, control, place, (born_read, born_write))
+        os.close(born_write)
+        born_write = -1
+        os.waitpid(middle, 0)
+        poll = select.poll()
+        poll.register(born_read, select.POLLIN)
+        said = os.read(born_read, ANSWER.size) if poll.poll(_BORN_MS) else b""
+        return int(ANSWER.unpack(said)[0]) if len(said) == ANSWER.size else 0
+    finally:
+        os.close(born_read)
+        if born_write >= 0:
+            os.close(born_write)
+
+
+def _middle(
+    marker: bytes, descriptors: list[int], control: socket.socket, place: int, born: tuple[int, int]
+) -> NoReturn:
+    with contextlib.suppress(BaseException):  # a middle process must never come back into the loop
+        if os.fork() == 0:
+            _become_runner(marker, descriptors, control, place, born)
+    os._exit(0)
+
+
+def _become_runner(
+    marker: bytes, descriptors: list[int], control: socket.socket, place: int, born: tuple[int, int]
+) -> NoReturn:
+    try:
+        os.setsid()
+        if place:
+            ctypes.memmove(place, marker.ljust(MARKER_ROOM, b"\0")[:MARKER_ROOM], MARKER_ROOM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        out, err, channel = descriptors
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        os.close(out)
+        os.close(err)
+        os.set_inheritable(channel, False)
+        control.close()
+        os.close(born[0])
+        os.write(born[1], ANSWER.pack(os.getpid()))
+        os.close(born[1])
+        main.run(socket.socket(fileno=channel))
+    finally:
+        os._exit(1)
+
+
+def _marker_place() -> int:
+    """Where the value of the marker stands in the environment that this process was started with; 0 when it can not be found.
+
+    A forked process shows its ancestor's environment to the rest of the system. The place is as long as the longest marker, and
+    each runner writes its own over it.
+    """
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_void_p
+    getenv.argtypes = [ctypes.c_char_p]
+    found = getenv(MARKER_NAME.encode())
+    if not found or len(os.environb.get(MARKER_NAME.encode(), b"")) < MARKER_ROOM:
+        return 0
+    return int(found)
+
+
+if __name__ == "__main__":
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(_number, signal.SIG_IGN)
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,168 @@
+"""What runs in a runner process: reads its start from the channel, performs the step, says how it went, and is gone.
+
+Two ways lead here: a child of the forkserver (`forkserver.py`), and a fresh interpreter for code with dependencies
+(`python -I main.py CHANNEL`). Either way this process leads its own session and group, has `/dev/null` as standard input, two pipes
+to the step's log as standard output and error, and one more descriptor, the channel, which nothing it starts inherits.
+
+Rules that hold here:
+
+- No code of an author's runs before the start has come: by then the executor has registered the group.
+- The environment is the one that the start brings, all of it.
+- The process ends when the step has: what its threads still do is nobody's.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+if __name__ == "__main__":  # started by its path, in an interpreter that looks nowhere else
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from swamp_proto.errors import LimitExceeded, SwampError
+from swamp_worker.execution.runner.framing import READ_SIZE, Inbox, pack
+from swamp_worker.execution.runner.house import RunnerHouse, Wire
+from swamp_worker.execution.runner.loading import find_class
+from swamp_worker.sdk.conversations import Situation
+from swamp_worker.sdk.declarations import declared
+from swamp_worker.sdk.performance import Order, Performance, perform, sentence, story
+from swamp_worker.sdk.values import ModelInfo, Place
+
+_INLINE_OUTPUTS_MAX = 1024 * 1024  # of one closing message; larger outputs are put beside it as files
+
+
+def run(channel: socket.socket) -> NoReturn:
+    """Perform the step that the channel names. Does not return."""
+    code = 1
+    try:
+        wire = Wire(channel)
+        start = _receive(channel, wire.inbox)
+        if start is not None:
+            _enter(start)
+            _finish(wire, start, _perform(wire, start))
+            code = 0
+    except BaseException:  # ours: nothing of an author's gets here
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                code = code or 1
+        os._exit(code)
+
+
+def _receive(channel: socket.socket, inbox: Inbox) -> dict[str, Any] | None:
+    while (message := inbox.take()) is None:
+        data = channel.recv(READ_SIZE)
+        if not data:
+            return None  # the executor thought better of it
+        inbox.feed(data)
+    return message
+
+
+def _enter(start: dict[str, Any]) -> None:
+    """Become the step's process: its environment, its directory, its standard streams."""
+    environment = dict(entry.split(b"=", 1) for entry in start["environment"].split(b"\0") if entry)
+    os.environb.clear()
+    os.environb.update(environment)
+    time.tzset()
+    os.chdir(start["directory"])
+    os.environ["PWD"] = start["directory"]
+    sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc,assignment] # those of the interpreter were made for other files
+    sys.stderr = sys.__stderr__ = _stream(2)  # type: ignore[misc,assignment]
+
+
+def _stream(descriptor: int) -> TextIO:
+    """Lines leave when they are whole, and no text is refused."""
+    return open(
+        descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+    )
+
+
+def _perform(wire: Wire, start: dict[str, Any]) -> Performance:
+    root = Path(start["root"])
+    try:
+        cls = find_class(root, start["entry"], tuple(start["paths"]))
+    except BaseException as error:  # whatever an import raises, also SystemExit, is the extension's doing
+        for line in story(error, root):
+            _say(line, True)
+        return Performance(error=f"The extension can not be loaded: {sentence(error, root)}")
+    said = declared(cls)
+    assert said is not None
+    situation = Situation(
+        declared=said,
+        model=ModelInfo(**start["model"]),
+        place=Place(**start["place"]),
+        fence=start["fence"],
+        attempt=start["attempt"],
+        attempt_key=start["attempt_key"],
+        global_arguments=None,
+        folder=root,
+        directory=Path(start["directory"]),
+        say=_say,
+    )
+    order = Order(
+        start["method"],
+        start["arguments"],
+        start["global_arguments"],
+        tuple(start["checks"]),
+        tuple(start["reports"]),
+    )
+    found = perform(cls, order, situation, RunnerHouse(wire, situation))
+    situation.directory.mkdir(exist_ok=True)  # a method may have removed it
+    return found
+
+
+_SAYING = threading.Lock()
+
+
+def _say(line: str, is_error: bool) -> None:
+    """A line of the step's log, whole, also between lines that other threads print."""
+    stream = sys.stderr if is_error else sys.stdout
+    with _SAYING:
+        try:
+            stream.write(line + "\n")
+            stream.flush()
+        except (OSError, ValueError):  # the method closed it: there is no log any more
+            pass
+
+
+def _finish(wire: Wire, start: dict[str, Any], found: Performance) -> None:
+    """The closing message. Outputs that are too large for it go beside it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    outputs = list(found.outputs)
+    room = _INLINE_OUTPUTS_MAX
+    folder = Path(start["directory"]) / ".swamp"
+    for index, output in enumerate(outputs):
+        content = output.get("content")
+        if content is None:
+            continue
+        if len(content) <= room:
+            room -= len(content)
+            continue
+        folder.mkdir(exist_ok=True)
+        path = folder / f"end-{index}"
+        path.write_bytes(content)
+        outputs[index] = {
+            **{key: value for key, value in output.items() if key != "content"},
+            "file": str(path),
+        }
+    message = {"done": True, "error": found.error, "cancelled": found.cancelled, "outputs": outputs}
+    try:
+        data = pack(message)
+    except (LimitExceeded, SwampError) as error:
+        text = f"the outputs can not be sent: {error}"
+        data = pack({"done": True, "error": text, "cancelled": False, "outputs": []})
+    wire.channel.setblocking(True)
+    wire.channel.sendall(data)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    run(socket.socket(fileno=int(sys.argv[1])))

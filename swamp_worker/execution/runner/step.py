@@ -1,0 +1,355 @@
+"""Runs a method written in Python: one runner process, its questions answered while it runs, its end made of what it said.
+
+Rules that hold here:
+
+- The process is known to the keeper before it exists and registered before any code of an author's runs in it.
+- A runner that dies, sends what is no message, or more than a message may hold, fails its dispatch and nothing else; the error names
+  the signal, the exit code, or the limit.
+- What the method returned becomes outputs at the end; what it wrote while it ran is written, whatever becomes of it.
+- Everything that leaves is masked, also with the secrets it was given while it ran.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import trio
+
+from swamp_proto.capabilities import CallRefused
+from swamp_proto.errors import Broken, LimitExceeded, MalformedMessage, SwampError, Unsupported
+from swamp_proto.limits import CALLS_PER_DISPATCH_MAX, RUNNER_FRAME_MAX
+from swamp_proto.messages.dispatch import Dispatch, Finished, Outcome, Output, Program
+from swamp_proto.redaction import Mask
+from swamp_worker.execution import process
+from swamp_worker.execution.access import Access
+from swamp_worker.execution.course import Course, Host, cancelled_before_start, signal_name
+from swamp_worker.execution.interface import BundleFolders, Control, LogSink
+from swamp_worker.execution.requests import Requests
+from swamp_worker.execution.runner.forks import Forks
+from swamp_worker.execution.runner.framing import READ_SIZE, Inbox, pack
+from swamp_worker.execution.runner.loading import OWN_ROOT
+
+_MAIN: Final = str(Path(__file__).with_name("main.py"))
+_CLOSE_S: Final = 5.0  # for the channel to end after the last process that could hold it
+
+
+@attrs.frozen
+class Backstage:
+    """What Python steps on this machine share, beside the `Host`."""
+
+    forks: Forks
+    access: Access | None
+    bundles: BundleFolders | None
+
+
+@attrs.frozen
+class _Code:
+    """Where a step's code is."""
+
+    root: Path
+    dependencies: Path | None
+
+
+async def run_program(
+    dispatch: Dispatch, program: Program, sink: LogSink, control: Control, host: Host, stage: Backstage
+) -> Finished:
+    """Execute one dispatch that has a program. Raises only Cancelled, once nothing of it is left."""
+    mask = Mask(dispatch.secrets)
+    started_ms = time.time_ns() // 1_000_000
+    started = time.perf_counter()
+
+    def failed(error: str, outcome: Outcome = Outcome.FAILED) -> Finished:
+        duration_ms = int((time.perf_counter() - started) * 1000)
+        name, fence = dispatch.dispatch, dispatch.fence
+        return Finished(name, fence, outcome, mask(error), (), 0, 0, 0, started_ms, duration_ms)
+
+    directory = ""
+    try:
+        code = await _code(dispatch, program, control, stage)
+        if isinstance(code, tuple):
+            return failed(code[1], code[0])
+        environment = host.variables.of(dispatch, {})
+        directory = host.workspace.make()
+        over = cancelled_before_start(control)
+        if over is not None:
+            return failed(over[1], over[0])
+        start = pack(_start(dispatch, program, code, directory, environment))
+        ours, theirs = socket.socketpair()
+        with ours:
+            host.expect(dispatch.dispatch, dispatch.timeout_s, control.term_s)
+            with theirs:
+                child = await _begin(dispatch, code, environment, directory, theirs, host, stage)
+            control.started.set()
+            course = Course(child, dispatch, sink, control, host, mask)
+            requests = Requests(
+                dispatch,
+                stage.access,
+                mask,
+                Path(directory),
+                lambda: _abandon(control, "the lease of this step has ended"),
+            )
+            conversation = _Conversation(ours, requests, control)
+            await conversation.accompany(course, start, dispatch.timeout_s)
+            outcome, error, outputs = await _outcome(course, conversation, requests, dispatch, control, host)
+        return Finished(
+            dispatch=dispatch.dispatch,
+            fence=dispatch.fence,
+            outcome=outcome,
+            error=mask(error) if error else None,
+            outputs=outputs,
+            last_line=course.last_line,
+            lines_lost=course.lines_lost,
+            left=course.left,
+            started_ms=started_ms,
+            duration_ms=int((time.perf_counter() - started) * 1000),
+        )
+    except LimitExceeded:
+        return failed(
+            f"The arguments and the environment of the step have more than {RUNNER_FRAME_MAX} bytes"
+        )
+    except (SwampError, ValueError) as error:
+        return failed(str(error))
+    finally:
+        if directory:
+            host.workspace.remove(directory)
+
+
+async def _code(
+    dispatch: Dispatch, program: Program, control: Control, stage: Backstage
+) -> _Code | tuple[Outcome, str]:
+    """Where the code is, fetched when it must be; or how the step ends without it."""
+    if not program.bundle:
+        return _Code(OWN_ROOT, None)
+    if stage.bundles is None:
+        return Outcome.FAILED, "this executor has no place for the code of extensions"
+    with trio.CancelScope() as scope:
+        control.on_ask = scope.cancel
+        try:
+            over = cancelled_before_start(control)
+            if over is not None:
+                return over
+            root = await stage.bundles.folder(dispatch, program.bundle)
+            return _Code(root, await stage.bundles.dependencies(root))
+        except CallRefused as refused:
+            return (
+                Outcome.FAILED,
+                f"The code of {dispatch.model_type} could not be fetched: {refused.message}",
+            )
+        except SwampError as error:
+            return Outcome.FAILED, error.message
+        finally:
+            control.on_ask = None
+    return cancelled_before_start(control) or (Outcome.CANCELLED, "Cancelled before it started")
+
+
+def _start(
+    dispatch: Dispatch, program: Program, code: _Code, directory: str, environment: dict[bytes, bytes]
+) -> dict[str, Any]:
+    place = dispatch.place
+    return {
+        "start": True,
+        "environment": b"\0".join(name + b"=" + value for name, value in environment.items()),
+        "directory": directory,
+        "root": str(code.root),
+        "paths": [str(code.dependencies)] if code.dependencies is not None else [],
+        "entry": program.entry,
+        "method": dispatch.method,
+        "arguments": dispatch.arguments,
+        "global_arguments": dispatch.global_arguments,
+        "checks": list(program.checks),
+        "reports": list(program.reports),
+        "fence": dispatch.fence,
+        "attempt": dispatch.attempt,
+        "attempt_key": dispatch.attempt_key,
+        "model": {
+            "name": dispatch.model_name,
+            "id": dispatch.model_id,
+            "type": dispatch.model_type,
+            "version": dispatch.model_version,
+            "tags": dispatch.model_tags,
+        },
+        "place": {"run": place.run, "workflow": place.workflow, "job": place.job, "step": place.step},
+    }
+
+
+async def _begin(
+    dispatch: Dispatch,
+    code: _Code,
+    environment: dict[bytes, bytes],
+    directory: str,
+    channel: socket.socket,
+    host: Host,
+    stage: Backstage,
+) -> process.Child:
+    """A process that waits for its start, registered. Raises `Broken`; then nothing of it is left."""
+    name = dispatch.dispatch
+    try:
+        if code.dependencies is None and stage.forks.available:
+            child = await _fork(name, channel, stage.forks)
+        else:
+            descriptor = channel.fileno()
+            command = (sys.executable, "-I", "-X", "utf8", _MAIN, str(descriptor))
+            child = process.spawn(command, sys.executable, environment, directory, (descriptor,))
+    except (SwampError, OSError, ValueError) as error:
+        for pid in host.keeper.left(name, None):
+            process.kill_and_reap(pid)
+        host.keeper.forget(name)
+        raise Broken(f"The method's process could not be started: {error}") from None
+    host.keeper.register(name, child.pid)
+    return child
+
+
+async def _fork(name: str, channel: socket.socket, forks: Forks) -> process.Child:
+    out_read, out_write = os.pipe()
+    err_read, err_write = os.pipe()
+    try:
+        pid = await forks.fork(name, out_write, err_write, channel.fileno())
+    except BaseException:
+        os.close(out_read)
+        os.close(err_read)
+        raise
+    finally:
+        os.close(out_write)
+        os.close(err_write)
+    return process.adopt(pid, out_read, err_read)
+
+
+def _abandon(control: Control, reason: str) -> None:
+    if not control.cancel_asked.is_set():
+        control.abandon = True
+        control.ask_cancel(reason, control.term_s)
+
+
+class _Conversation:
+    """With one runner, over its channel."""
+
+    def __init__(self, channel: socket.socket, requests: Requests, control: Control) -> None:
+        self._channel = trio.socket.from_stdlib_socket(channel.dup())
+        self._requests = requests
+        self._control = control
+        self._sending = trio.Lock()
+        self._room = trio.CapacityLimiter(CALLS_PER_DISPATCH_MAX)
+        self.done: dict[str, Any] | None = None
+        self.broken = ""  # what the runner sent that is no message
+
+    async def accompany(self, course: Course, start: bytes, timeout_s: float | None) -> None:
+        """From the start to the end of the process, and of what it had said."""
+        async with self._open(start) as ended:
+            await course.run(timeout_s)
+            if course.left == 0:
+                with trio.move_on_after(_CLOSE_S):
+                    await ended.wait()
+
+    @contextlib.asynccontextmanager
+    async def _open(self, start: bytes) -> AsyncIterator[trio.Event]:
+        ended = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._converse, nursery, start, ended)
+                yield ended
+                nursery.cancel_scope.cancel()
+        finally:
+            self._channel.close()
+
+    async def _converse(self, nursery: trio.Nursery, start: bytes, ended: trio.Event) -> None:
+        inbox = Inbox()
+        try:
+            await self._send(start)
+            while True:
+                data = await self._channel.recv(READ_SIZE)
+                if not data:
+                    return
+                inbox.feed(data)
+                while (message := inbox.take()) is not None:
+                    if message.get("done"):
+                        self.done = message
+                        continue
+                    token = object()
+                    await self._room.acquire_on_behalf_of(token)
+                    nursery.start_soon(self._answer, message, token)
+        except (LimitExceeded, MalformedMessage) as error:
+            self.broken = f"its process sent what is no message: {error}"
+            self._control.ask_cancel("its process sent what is no message", self._control.term_s)
+        except OSError:
+            return  # it is gone; how it went is the course's to say
+        finally:
+            ended.set()
+
+    async def _answer(self, ask: dict[str, Any], token: object) -> None:
+        number = ask.get("id", 0)
+        try:
+            try:
+                answer: dict[str, Any] = {"id": number, "value": await self._requests.answer(ask)}
+            except CallRefused as refused:
+                answer = {"id": number, "code": refused.call_code.value, "message": refused.message}
+            try:
+                data = pack(answer)
+            except (LimitExceeded, Unsupported) as error:
+                data = pack(
+                    {"id": number, "code": "too_large", "message": f"the answer is too large: {error}"}
+                )
+            await self._send(data)
+        except OSError:
+            pass  # nobody reads it any more
+        finally:
+            self._room.release_on_behalf_of(token)
+
+    async def _send(self, data: bytes) -> None:
+        async with self._sending:
+            left = memoryview(data)
+            while left:
+                left = left[await self._channel.send(left) :]
+
+
+async def _outcome(
+    course: Course,
+    conversation: _Conversation,
+    requests: Requests,
+    dispatch: Dispatch,
+    control: Control,
+    host: Host,
+) -> tuple[Outcome, str | None, tuple[Output, ...]]:
+    """What became of the dispatch: outcome, error, outputs."""
+    done = conversation.done
+    if conversation.broken:
+        return Outcome.FAILED, f"The method failed: {conversation.broken}", ()
+    interrupted = course.interruption("Method", dispatch.timeout_s)
+    if interrupted is not None:
+        return *interrupted, ()
+    if done is None:
+        if course.signal:
+            cause = host.kill_cause(course.signal)
+            return (
+                Outcome.FAILED,
+                f"The method's process was killed by {signal_name(course.signal)}{cause}",
+                (),
+            )
+        return (
+            Outcome.FAILED,
+            f"The method's process ended with code {course.exit_code} before the method did",
+            (),
+        )
+    try:
+        with trio.CancelScope() as scope:
+            control.on_ask = scope.cancel
+            if control.cancel_asked.is_set():
+                scope.cancel()
+            outputs = await requests.outputs(done["outputs"])
+        if scope.cancelled_caught:
+            outcome = Outcome.ABANDONED if control.abandon else Outcome.CANCELLED
+            return outcome, f"Cancelled: {control.reason or 'asked to'}", ()
+    except (CallRefused, OSError, KeyError, TypeError) as error:
+        return Outcome.FAILED, f"The outputs of the method could not be stored: {error}", ()
+    finally:
+        control.on_ask = None
+    if done["error"] is not None:
+        return Outcome.FAILED, done["error"], outputs
+    if done["cancelled"]:  # TERM from elsewhere: nobody here asked for it
+        return Outcome.FAILED, "The method was ended by a SIGTERM that swamp did not send", ()
+    return Outcome.SUCCEEDED, None, outputs
