@@ -3,9 +3,8 @@
     python bench/bench_output.py [--mib 64 | --gib 1] [--json]
 
 One worker with two slots. In one a step prints as fast as it can; in the other a chain of no-op steps runs, as it did before
-alone. Compared in one run: the chain's latency (p50, p99) with the noise against without it; the growth of the resident memory of worker and
-serve, largest sample against the one before; the bytes per second into the durable log; and the sealed log, byte for
-byte, against what was printed.
+alone. Compared in one run: the chain's latency (p50, p99) with the noise against without it; how much the resident memory of worker
+and serve grew at most; the rate into the durable log; and the sealed log, byte for byte, against what was printed.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from typing import Any
 from bench_steps import percentile
 from fleet import Fleet, fleet
 
-LINE = "%0127d" % 7  # 128 bytes with its end
+LINE = f"{7:0127}"  # 128 bytes with its end
 
 
 class Memory:

@@ -67,8 +67,10 @@ def run_worker(options: WorkerOptions) -> int:
 
     from swamp_worker.shell.dial import Address
 
-    address = Address.parse(options.url, ca_file=options.ca_file, pin=options.pin)
-    if address.secure:
+    address = Address.parse(
+        options.url, ca_file=options.ca_file, pin=options.pin, data_plane=options.data_plane_url
+    )
+    if address.uses_tls:
         address.context()  # an unreadable --ca-file is said now
     gc.collect()
     gc.freeze()
@@ -86,11 +88,16 @@ def _log(path: Path | None) -> TextIO | None:
 async def _run(options: WorkerOptions, address: Any) -> int:
     import trio
 
+    from swamp_worker.execution.bundles import BundleCache
+    from swamp_worker.execution.environments import Environments
     from swamp_worker.execution.executor import StepExecutor
     from swamp_worker.execution.keeper import Keeper, open_keeper, reap_predecessor
     from swamp_worker.execution.registry import boot_ns
     from swamp_worker.execution.spool import SpoolRoom
+    from swamp_worker.shell.access import RemoteAccess
+    from swamp_worker.shell.calls import StepCalls
     from swamp_worker.shell.daemon import Machine, Ports, Settings, Worker
+    from swamp_worker.shell.dataplane import DataPlane
     from swamp_worker.shell.dial import open_pipe
     from swamp_worker.shell.identity import open_identity, this_arch, this_host, this_platform
     from swamp_worker.shell.voice import Voice
@@ -112,10 +119,21 @@ async def _run(options: WorkerOptions, address: Any) -> int:
             predecessor = attrs.evolve(predecessor, reaped=reaped is None or reaped.reaped)
         spool = SpoolRoom(identity.directory / "spool", say=voice.warn)
 
-        async with open_keeper(identity.directory, identity.instance, say=voice.warn) as keeper:
-            executor = StepExecutor(identity.directory / "work", keeper)
-            await trio.to_thread.run_sync(executor.workspace.sweep)
-            await trio.to_thread.run_sync(spool.sweep)
+        if address.secure and address.data_plane.startswith("http:"):
+            voice.warn(
+                f"the data plane at {address.data_plane} is not encrypted: whatever steps read and write, and the "
+                "credentials they do it with, can be read on the way"
+            )
+        calls = StepCalls()
+        async with (
+            open_keeper(identity.directory, identity.instance, say=voice.warn) as keeper,
+            DataPlane(address.data_plane, calls, address.pinned_context, voice.warn) as plane,
+        ):
+            access = RemoteAccess(calls, plane)
+            bundles = BundleCache(identity.directory, access, Environments(identity.directory, keeper))
+            executor = StepExecutor(identity.directory / "work", keeper, access=access, bundles=bundles)
+            for sweep in (executor.workspace.sweep, spool.sweep, bundles.sweep):
+                await trio.to_thread.run_sync(sweep)
             worker = Worker(
                 Settings(
                     url=options.url,
@@ -145,6 +163,7 @@ async def _run(options: WorkerOptions, address: Any) -> int:
                     renew=_renew(keeper),
                     settle=keeper.settle,
                     on_enrolled=identity.note_enrolled,
+                    calls=calls,
                 ),
                 voice,
             )
@@ -247,9 +266,7 @@ def read_options(given: Mapping[str, Any], environ: Mapping[str, str]) -> Worker
     ca_file = chosen("ca_file", "SWAMP_WORKER_CA_FILE")
     pin = chosen("pin_sha256", "SWAMP_WORKER_PIN_SHA256")
     data_plane_url = chosen("data_plane_url", "SWAMP_WORKER_DATA_PLANE_URL")
-    Address.parse(url, ca_file=Path(ca_file) if ca_file else None, pin=pin)
-    if data_plane_url and not data_plane_url.startswith(("http://", "https://")):
-        raise UsageError(f"--data-plane-url must start with http:// or https:// (got '{data_plane_url}')")
+    Address.parse(url, ca_file=Path(ca_file) if ca_file else None, pin=pin, data_plane=data_plane_url)
     idle = chosen("idle_timeout", "SWAMP_WORKER_IDLE_TIMEOUT")
     return WorkerOptions(
         url=url,

@@ -26,7 +26,6 @@ from swamp_proto.messages.dispatch import Dispatch
 from swamp_worker.execution.access import Access
 from swamp_worker.execution.environments import Environments
 from swamp_worker.execution.shelf import Shelf
-from swamp_worker.execution.unpack import BadBundle, unpack
 
 BUNDLES: Final = "bundles"
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
@@ -41,7 +40,7 @@ class BundleCache:
         self,
         directory: Path,
         access: Access,
-        environments: Environments | None = None,
+        environments: Environments,
         size_max: int = BUNDLE_CACHE_MAX,
     ) -> None:
         self._shelf = Shelf(directory / BUNDLES, size_max)
@@ -51,30 +50,24 @@ class BundleCache:
     async def folder(self, dispatch: Dispatch, sha256: str) -> Path:
         """The root of the bundle, for as long as the dispatch runs. Raises `CallRefused`, `Broken`."""
         if not _NAME.fullmatch(sha256):
-            raise BadBundle(f"{sha256[:80]!r} is no bundle's name")
+            raise Broken(f"{sha256[:80]!r} is no bundle's name")
         return await self._shelf.get(sha256, dispatch.dispatch, partial(self._fill, dispatch, sha256))
 
-    async def dependencies(
-        self, folder: Path, dispatch: Dispatch | None = None, say: Say = lambda line: None
-    ) -> Path | None:
-        """A folder for `sys.path` with what the bundle in `folder` depends on; None when it declares nothing. `say` hears
-        what an installation prints. Raises `Broken`.
+    async def dependencies(self, dispatch: Dispatch, folder: Path, say: Say) -> Path | None:
+        """A folder for `sys.path` with what the bundle in `folder` depends on, for as long as the dispatch runs; None when it
+        declares nothing. `say` hears what an installation prints. Raises `BadRequirements`, `NotInstalled`, `Broken`.
         """
-        if self._environments is None:
-            return None
-        return await self._environments.of(folder, dispatch.dispatch if dispatch else "", say)
+        return await self._environments.of(folder, dispatch.dispatch, say)
 
     def release(self, dispatch: str) -> None:
         """The dispatch is over."""
         self._shelf.release(dispatch)
-        if self._environments is not None:
-            self._environments.release(dispatch)
+        self._environments.release(dispatch)
 
     def sweep(self) -> None:
         """Remove what dead processes left half made. Blocks."""
         self._shelf.sweep()
-        if self._environments is not None:
-            self._environments.sweep()
+        self._environments.sweep()
 
     async def _fill(self, dispatch: Dispatch, sha256: str, content: Path) -> None:
         packed = content.parent / "bundle.zip"
@@ -83,6 +76,11 @@ class BundleCache:
 
 
 def _verify_and_unpack(packed: Path, sha256: str, content: Path) -> None:
+    from swamp_worker.execution.unpack import (
+        BadBundle,
+        unpack,
+    )  # and all that unpacks; most workers never need it
+
     with packed.open("rb", buffering=0) as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:

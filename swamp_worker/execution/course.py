@@ -95,6 +95,7 @@ class Course:
         host: Host,
         mask: Mask,
         capture: Capturing | None = None,
+        sent: int = 0,
     ) -> None:
         self._child = child
         self._dispatch = dispatch
@@ -106,7 +107,7 @@ class Course:
         self._splitters = {Stream.STDOUT: LineSplitter(mask), Stream.STDERR: LineSplitter(mask)}
         self._capture = capture
         self._unsent: list[LogLine] = []
-        self._sent = 0
+        self._sent = sent  # lines the sink had before the process began
         self._lost = 0
         self._ended_early: Outcome | None = None  # by timeout or cancel
         self._killed_by_keeper = False

@@ -57,7 +57,11 @@ class StepExecutor:
     async def execute(self, dispatch: Dispatch, sink: LogSink, control: Control) -> Finished:
         """Run it. Raises only Cancelled, once nothing of it is left."""
         if dispatch.program is not None:
-            return await run_program(dispatch, dispatch.program, sink, control, self._host, self._stage)
+            try:
+                return await run_program(dispatch, dispatch.program, sink, control, self._host, self._stage)
+            finally:
+                if self._stage.bundles is not None:
+                    self._stage.bundles.release(dispatch.dispatch)
         run = _METHODS.get((dispatch.model_type, dispatch.method))
         if run is None:
             known = any(model_type == dispatch.model_type for model_type, _ in _METHODS)

@@ -53,6 +53,14 @@ class BundleFolders(Protocol):
         """The unpacked bundle, fetched and verified when it is not there. Raises `CallRefused` and `Broken`, each with its cause."""
         ...
 
-    async def dependencies(self, folder: Path) -> Path | None:
-        """A folder to import what the code in `folder` depends on from; None when it declares nothing. Raises `Broken`."""
+    async def dependencies(
+        self, dispatch: Dispatch, folder: Path, say: Callable[[str], object]
+    ) -> Path | None:
+        """A folder to import what the code in `folder` depends on from; None when it declares nothing. `say` hears what an
+        installation prints. Raises `SwampError`, each with its cause.
+        """
+        ...
+
+    def release(self, dispatch: str) -> None:
+        """The dispatch is over: what it used may go when room is needed."""
         ...

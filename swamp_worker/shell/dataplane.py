@@ -75,6 +75,13 @@ class DataPlane:
         self._say = say
         self._client: httpx.AsyncClient | None = None
 
+    async def __aenter__(self) -> "DataPlane":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with trio.CancelScope(shield=True), trio.move_on_after(1.0):
+            await self.aclose()
+
     async def aclose(self) -> None:
         if self._client is not None:
             await self._client.aclose()

@@ -56,10 +56,13 @@ class Address:
     resource: str
     ca_file: Path | None = None
     pin: str | None = None  # 64 hex digits
+    data_plane: str = ""  # its base URL, without a slash at the end
 
     @classmethod
-    def parse(cls, url: str, *, ca_file: Path | None = None, pin: str | None = None) -> "Address":
-        """Raises UsageError."""
+    def parse(
+        cls, url: str, *, ca_file: Path | None = None, pin: str | None = None, data_plane: str | None = None
+    ) -> "Address":
+        """`data_plane`: what `--data-plane-url` says; else it is the same host, port and path over HTTP(S). Raises UsageError."""
         parts = urlsplit(url)
         try:
             port = parts.port
@@ -77,10 +80,22 @@ class Address:
             if len(pin) != 64 or not set(pin) <= set("0123456789abcdef"):
                 raise UsageError("--pin-sha256 takes the 64 hex digits of the SHA-256 of the certificate")
         secure = parts.scheme == "wss"
-        if (pin or ca_file) and not secure:
-            raise UsageError("--pin-sha256 and --ca-file need a wss:// URL")
-        resource = CONTROL_PATH if parts.path in ("", "/") else parts.path.rstrip("/") + CONTROL_PATH
-        return cls(url, parts.hostname, port or (443 if secure else 80), secure, resource, ca_file, pin)
+        port = port or (443 if secure else 80)
+        prefix = parts.path.rstrip("/")
+        if data_plane:
+            data_plane = _checked_data_plane(data_plane)
+        else:
+            host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+            data_plane = f"{'https' if secure else 'http'}://{host}:{port}{prefix}"
+        address = cls(url, parts.hostname, port, secure, prefix + CONTROL_PATH, ca_file, pin, data_plane)
+        if (pin or ca_file) and not address.uses_tls:
+            raise UsageError("--pin-sha256 and --ca-file need a wss:// URL, or a data plane at https://")
+        return address
+
+    @property
+    def uses_tls(self) -> bool:
+        """On either of the two connections."""
+        return self.secure or self.data_plane.startswith("https:")
 
     def context(self) -> ssl.SSLContext:
         """Raises LocalError when the authorities cannot be read."""
@@ -94,14 +109,6 @@ class Address:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE  # the pin names the one certificate that is right
         return context
-
-    def data_plane(self, chosen: str | None = None) -> str:
-        """Base URL of the data plane: `chosen` (`--data-plane-url`), or the same host, port and path over HTTP(S)."""
-        if chosen:
-            return chosen.rstrip("/")
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        scheme = "https" if self.secure else "http"
-        return f"{scheme}://{host}:{self.port}{self.resource.removesuffix(CONTROL_PATH)}"
 
     def pinned_context(self) -> ssl.SSLContext:
         """For connections that others open: a handshake with another certificate than the pinned one raises
@@ -120,6 +127,21 @@ class Address:
 
             context.sslobject_class = Pinned
         return context
+
+
+def _checked_data_plane(url: str) -> str:
+    parts = urlsplit(url)
+    try:
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_right = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right:
+        raise UsageError(
+            f"--data-plane-url must start with http:// or https:// and name a host (got '{url}')"
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UsageError("--data-plane-url must hold no user, password, query or fragment")
+    return url.rstrip("/")
 
 
 class WrongPin(ssl.SSLCertVerificationError):

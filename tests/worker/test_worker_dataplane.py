@@ -17,6 +17,7 @@ from data_twin import CuttingProxy, DataTwin, data_twin
 
 from swamp_proto import dataplane
 from swamp_proto.capabilities import CallRefused
+from swamp_proto.errors import UsageError
 from swamp_proto.limits import MIB, UPLOAD_CHUNK
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Output
@@ -408,10 +409,13 @@ async def test_tls_is_checked_on_this_connection_too(
 
 def test_the_base_follows_the_url() -> None:
     def base(url: str, chosen: str | None = None) -> str:
-        return Address.parse(url).data_plane(chosen)
+        return Address.parse(url, data_plane=chosen).data_plane
 
     assert base("ws://host") == "http://host:80"
     assert base("wss://host") == "https://host:443"
     assert base("wss://host:9090/team/a/") == "https://host:9090/team/a"
     assert base("ws://[::1]:9090") == "http://[::1]:9090"
     assert base("ws://host", "https://data.example/swamp/") == "https://data.example/swamp"
+    for wrong in ("ftp://host", "https://", "https://host:port", "https://user:pw@host", "https://host/?a=b"):
+        with pytest.raises(UsageError, match="--data-plane-url"):
+            base("ws://host", wrong)

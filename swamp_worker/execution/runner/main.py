@@ -80,9 +80,7 @@ def _enter(start: dict[str, Any]) -> None:
 
 def _stream(descriptor: int) -> TextIO:
     """Lines leave when they are whole, and no text is refused."""
-    return open(
-        descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-    )
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _perform(wire: Wire, start: dict[str, Any]) -> Performance:

@@ -23,8 +23,8 @@ import trio
 
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import Broken, LimitExceeded, MalformedMessage, SwampError, Unsupported
-from swamp_proto.limits import CALLS_PER_DISPATCH_MAX, RUNNER_FRAME_MAX
-from swamp_proto.messages.dispatch import Dispatch, Finished, Outcome, Output, Program
+from swamp_proto.limits import CALLS_PER_DISPATCH_MAX, LOG_BATCH_LINES_MAX, RUNNER_FRAME_MAX
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine, Outcome, Output, Program, Stream
 from swamp_proto.redaction import Mask
 from swamp_worker.execution import process
 from swamp_worker.execution.access import Access
@@ -67,11 +67,12 @@ async def run_program(
     def failed(error: str, outcome: Outcome = Outcome.FAILED) -> Finished:
         duration_ms = int((time.perf_counter() - started) * 1000)
         name, fence = dispatch.dispatch, dispatch.fence
-        return Finished(name, fence, outcome, mask(error), (), 0, 0, 0, started_ms, duration_ms)
+        return Finished(name, fence, outcome, mask(error), (), prologue.sent, 0, 0, started_ms, duration_ms)
 
+    prologue = _Prologue(sink, mask)
     directory = ""
     try:
-        code = await _code(dispatch, program, control, stage)
+        code = await _code(dispatch, program, control, stage, prologue)
         if isinstance(code, tuple):
             return failed(code[1], code[0])
         environment = host.variables.of(dispatch, {})
@@ -86,7 +87,7 @@ async def run_program(
             with theirs:
                 child = await _begin(dispatch, code, environment, directory, theirs, host, stage)
             control.started.set()
-            course = Course(child, dispatch, sink, control, host, mask)
+            course = Course(child, dispatch, sink, control, host, mask, sent=prologue.sent)
             requests = Requests(
                 dispatch,
                 stage.access,
@@ -120,8 +121,38 @@ async def run_program(
             host.workspace.remove(directory)
 
 
+class _Prologue:
+    """What is said in a step's log before it has a process: what installing its dependencies prints."""
+
+    def __init__(self, sink: LogSink, mask: Mask) -> None:
+        self._sink = sink
+        self._mask = mask
+        self._lines: list[LogLine] = []
+        self._came = trio.Event()
+        self.sent = 0
+
+    def say(self, text: str) -> None:
+        self._lines.append(LogLine(Stream.STDERR, self._mask(text)))
+        self._came.set()
+
+    async def deliver(self) -> None:
+        """What was said and not given to the sink yet. A cancelled write kept nothing."""
+        while self._lines:
+            batch = tuple(self._lines[:LOG_BATCH_LINES_MAX])
+            await self._sink.write(self.sent + 1, batch)
+            self.sent += len(batch)
+            del self._lines[: len(batch)]
+
+    async def follow(self) -> None:
+        """For ever: what is said, as it comes."""
+        while True:
+            await self._came.wait()
+            self._came = trio.Event()
+            await self.deliver()
+
+
 async def _code(
-    dispatch: Dispatch, program: Program, control: Control, stage: Backstage
+    dispatch: Dispatch, program: Program, control: Control, stage: Backstage, prologue: _Prologue
 ) -> _Code | tuple[Outcome, str]:
     """Where the code is, fetched when it must be; or how the step ends without it."""
     if not program.bundle:
@@ -135,7 +166,7 @@ async def _code(
             if over is not None:
                 return over
             root = await stage.bundles.folder(dispatch, program.bundle)
-            return _Code(root, await stage.bundles.dependencies(root))
+            return _Code(root, await _dependencies(dispatch, root, stage.bundles, prologue))
         except CallRefused as refused:
             return (
                 Outcome.FAILED,
@@ -146,6 +177,22 @@ async def _code(
         finally:
             control.on_ask = None
     return cancelled_before_start(control) or (Outcome.CANCELLED, "Cancelled before it started")
+
+
+async def _dependencies(
+    dispatch: Dispatch, root: Path, bundles: BundleFolders, prologue: _Prologue
+) -> Path | None:
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prologue.follow)
+            try:
+                return await bundles.dependencies(dispatch, root, prologue.say)
+            finally:
+                nursery.cancel_scope.cancel()
+    except* SwampError as group:
+        raise group.exceptions[0] from None
+    finally:
+        await prologue.deliver()
 
 
 def _start(
