@@ -64,12 +64,21 @@ class Folders:
 
     found: dict[str, Path] = attrs.field(factory=dict)
     needs: dict[str, Path] = attrs.field(factory=dict)
+    released: list[str] = attrs.field(factory=list)
 
     async def folder(self, dispatch: Dispatch, sha256: str) -> Path:
         return self.found[sha256]
 
-    async def dependencies(self, folder: Path) -> Path | None:
+    async def dependencies(
+        self, dispatch: Dispatch, folder: Path, say: Callable[[str], object]
+    ) -> Path | None:
+        if str(folder) in self.needs:
+            say("installing what it needs")
+        await trio.lowlevel.checkpoint()
         return self.needs.get(str(folder))
+
+    def release(self, dispatch: str) -> None:
+        self.released.append(dispatch)
 
 
 @attrs.define
