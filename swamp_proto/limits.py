@@ -158,6 +158,11 @@ DATA_CONNECTIONS_MAX: Final = 32  # of one worker to the data plane
 DATA_ANSWER_S: Final = 60.0  # for an answer, after the request is sent whole
 DATA_RETRY_S_MIN: Final = 0.2  # full jitter, doubling, up to
 DATA_RETRY_S_MAX: Final = 5.0
+BUNDLE_UNUSED_KEPT_S: Final = 24 * 3600.0  # of a bundle that is not current and that no active run names
+DESCRIBE_S: Final = 30.0  # importing the code of one unit
+DESCRIBE_MEMORY_MAX: Final = 1024 * MIB
+DESCRIBE_OUTPUT_MAX: Final = 4 * MIB
+DESCRIBE_AGAIN_S: Final = 10.0  # a unit that did not import is asked again after that, unchanged
 
 # ── definition files ────────────────────────────────────────────────────────────────────────────────────────
 DEFINITION_BYTES_MAX: Final = 4 * MIB  # one YAML file

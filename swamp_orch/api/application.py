@@ -8,12 +8,15 @@ that a small call pays for nothing it does not need.
 import difflib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property, partial
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from swamp_orch.api.interface import CALLS, Call
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.store.interface import Store
 from swamp_proto.errors import UsageError
+
+if TYPE_CHECKING:
+    from swamp_orch.definitions.types import TypeRegistry
 
 Handler = Callable[[Mapping[str, Any]], Any]
 AsyncHandler = Callable[[Mapping[str, Any]], Awaitable[Any]]
@@ -82,6 +85,13 @@ class Application:
 
         return VaultSet(self.repository)
 
+    @cached_property
+    def types(self) -> "TypeRegistry":
+        """The model types, those of extensions among them."""
+        from swamp_orch.definitions.types import types_of
+
+        return types_of(self.repository)
+
     def call(self, name: str, parameters: Mapping[str, Any]) -> Any:
         """Check and answer one synchronous call. Raises `SwampError`s only."""
         check_parameters(name, parameters)
@@ -111,7 +121,7 @@ class Application:
             case "model" | "workflow":
                 from swamp_orch.api.services.definitions import DefinitionService
 
-                return DefinitionService(self.repository, self.store).handlers()
+                return DefinitionService(self.repository, self.store, self.types).handlers()
             case "token" | "worker":
                 from swamp_orch.api.services.tokens import TokenService
 

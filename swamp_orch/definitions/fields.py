@@ -325,6 +325,17 @@ class Fields:
         return (*self.path, *path)
 
 
+SELECTION_KEYS: Final = ("require", "skip")
+
+
+def read_selection(fields: Fields, key: str) -> dict[str, list[str]]:
+    """`{require: […], skip: […]}`: which checks, or reports, are wanted."""
+    if key not in fields:
+        return {}
+    inner = Fields(fields.data[key], fields.findings, fields.under(key), f"the {key}", key, SELECTION_KEYS)
+    return {name: list(inner.words(name)) for name in SELECTION_KEYS if name in inner}
+
+
 def expressions(value: Any, path: DocumentPath = ()) -> Iterator[tuple[DocumentPath, str]]:
     """Every text in `value` that holds an expression, with its place."""
     if isinstance(value, str):

@@ -235,6 +235,10 @@ def coerce_text(schema: Mapping[str, Any], value: Any) -> Any:
         }
     if not isinstance(value, str) or has_expression(value):
         return value
+    for choice in schema.get("anyOf", ()):
+        found = coerce_text(choice, value)
+        if not check_value(choice, found):
+            return found
     types = schema.get("type")
     wanted = [types] if isinstance(types, str) else list(types or ())
     if "string" in wanted:
@@ -283,6 +287,8 @@ def sensitive_texts(schema: Mapping[str, Any], values: Mapping[str, Any]) -> Ite
 
 def _sensitive(schema: Mapping[str, Any], value: Any, inside: bool) -> Iterator[str]:
     inside = inside or schema.get("sensitive") is True
+    for choice in schema.get("anyOf", ()):
+        yield from _sensitive(choice, value, inside)
     if isinstance(value, Mapping):
         rest = schema.get("additionalProperties")
         other = rest if isinstance(rest, Mapping) else {}
@@ -299,6 +305,8 @@ def _sensitive(schema: Mapping[str, Any], value: Any, inside: bool) -> Iterator[
 def _mask(schema: Mapping[str, Any], value: Any) -> Any:
     if schema.get("sensitive") is True:
         return MASK
+    for choice in schema.get("anyOf", ()):
+        value = _mask(choice, value)
     if isinstance(value, Mapping):
         rest = schema.get("additionalProperties")
         other = rest if isinstance(rest, Mapping) else {}
@@ -313,7 +321,8 @@ def _is_sensitive(schema: Any) -> bool:
         return False
     if schema.get("sensitive") is True:
         return True
-    parts = [*schema.get("properties", {}).values(), schema.get("items"), schema.get("additionalProperties")]
+    parts = [*schema.get("properties", {}).values(), *schema.get("anyOf", ())]
+    parts += [schema.get("items"), schema.get("additionalProperties")]
     return any(_is_sensitive(part) for part in parts)
 
 

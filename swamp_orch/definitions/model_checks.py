@@ -15,6 +15,7 @@ from swamp_orch.definitions.expression_checks import (
 )
 from swamp_orch.definitions.models import Models, check_arguments_of
 from swamp_orch.definitions.repository import Repository
+from swamp_orch.definitions.selection import unknown_checks
 from swamp_orch.definitions.values import ModelDefinition
 from swamp_orch.definitions.yaml_source import load
 from swamp_proto.errors import SwampError
@@ -38,6 +39,8 @@ def model_checks(
     validations.append({"name": "Type exists", "passed": True})
     for name, problems in check_arguments_of(definition, model_type):
         validations.append(_check(name, problems))
+    if definition.checks:
+        validations.append(_check("Checks", list(unknown_checks(definition, model_type))))
     data, source = load(models.path(definition), root=repository.root)
     parts = {key: data[key] for key in ("globalArguments", "methods") if key in data}
 

@@ -23,6 +23,7 @@ from swamp_orch.definitions.fields import (
     Findings,
     check_expressions,
     has_expression,
+    read_selection,
     suggestion,
 )
 from swamp_orch.definitions.files import remove_file, write_atomically
@@ -40,6 +41,7 @@ from swamp_worker.models.interface import ModelType
 
 MODEL_KEYS: Final = (
     "type", "typeVersion", "id", "name", "version", "tags", "globalArguments", "methods", "inputs",
+    "checks", "reports",
 )  # fmt: skip
 METHOD_KEYS: Final = ("arguments",)
 
@@ -136,10 +138,10 @@ class Models:
             remove_file(self.path(definition))
 
     def type_of(self, definition: ModelDefinition) -> ModelType:
-        """Raises `InvalidDefinition` naming file and line when the type does not exist."""
+        """Raises `InvalidDefinition` naming file and line when the type does not exist or can not be used."""
         try:
             return self.types.get(definition.type)
-        except NotFound as error:
+        except (NotFound, InvalidDefinition) as error:
             raise InvalidDefinition(
                 f"{definition.source.at('type')}: {error.message}", hint=error.hint, code=error.error_code
             ) from None
@@ -199,6 +201,8 @@ def parse_model(
         inputs=read_schema(data.get("inputs"), findings, ("inputs",)),
         source=source,
         type_version=type_version if isinstance(type_version, str) else str(type_version),
+        checks=read_selection(fields, "checks"),
+        reports=read_selection(fields, "reports"),
     )
     for part in ("globalArguments", "methods", "tags"):
         check_expressions(data.get(part), findings, (part,))

@@ -80,6 +80,11 @@ class Repository:
         return self.root / "extensions"
 
     @property
+    def bundles(self) -> Path:
+        """The code of extensions as it travels: `<sha256>.zip`."""
+        return self.data / "bundles"
+
+    @property
     def serve_file(self) -> Path:
         return self.state / "serve.json"
 

@@ -1,16 +1,18 @@
-"""The registry of model types: what a definition's `type` may be.
+"""The registry of model types: what a definition's `type` may be. Those that come with swamp, and those of the repository's own code.
 
 Rules:
 1. One type per normalised name: `Command::Shell`, `command.shell` and `command/shell` are the same type.
 2. `swamp/*` types are swamp's own bookkeeping. They are listed only when asked for, have no methods, and
    nobody can create a model of one.
+3. Asking for a type that comes with swamp looks at no extension. Every other answer is what the sources say at that instant; an
+   extension that can not be used is an error only for who asks for its types.
 
 It does not load code: what a method does is the worker's business.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from swamp_orch.definitions.fields import suggestion
 from swamp_orch.store.bookkeeping import (
@@ -20,8 +22,12 @@ from swamp_orch.store.bookkeeping import (
     WORKER,
     WORKFLOW_RUN,
 )
-from swamp_proto.errors import LocalError, NotFound
+from swamp_proto.errors import InvalidDefinition, LocalError, NotFound
 from swamp_worker.models.interface import MethodSpec, ModelType, OutputSpec
+
+if TYPE_CHECKING:
+    from swamp_orch.definitions.extensions import Extensions, UnitProblem
+    from swamp_orch.definitions.repository import Repository
 
 INTERNAL_PREFIX: Final = "swamp/"
 
@@ -43,7 +49,8 @@ def is_type_name(text: str) -> bool:
 class TypeRegistry:
     """The types of one swamp."""
 
-    def __init__(self, types: Iterable[ModelType]) -> None:
+    def __init__(self, types: Iterable[ModelType], extensions: "Extensions | None" = None) -> None:
+        self.extensions = extensions
         self._types: dict[str, ModelType] = {}
         for found in sorted(types, key=lambda item: item.name):
             assert found.name == normalise_type(found.name), found.name
@@ -51,22 +58,57 @@ class TypeRegistry:
             self._types[found.name] = found
 
     def all(self, *, internal: bool = False) -> list[ModelType]:
-        """Types by name; swamp's own only with `internal`."""
-        return [found for found in self._types.values() if internal or not is_internal(found.name)]
+        """Types by name; swamp's own only with `internal`. Extensions that can not be used are left out: see `problems`."""
+        found = {name: item for name, item in self._types.items() if internal or not is_internal(name)}
+        if self.extensions is not None:
+            found |= self.extensions.catalogue(again=True).types
+        return [found[name] for name in sorted(found)]
 
     def names(self) -> list[str]:
         return [found.name for found in self.all()]
 
+    def problems(self) -> "tuple[UnitProblem, ...]":
+        """What is wrong with extensions, now."""
+        return () if self.extensions is None else self.extensions.catalogue(again=True).problems
+
     def get(self, name: str) -> ModelType:
-        """The type; `name` in any spelling. Raises `NotFound` with the nearest name."""
-        found = self._types.get(normalise_type(name))
-        if found is None:
-            raise NotFound(
-                f"Unknown model type: {name}.{suggestion(normalise_type(name), self.names())}",
-                hint="swamp model type search",
-                code="unknown_model_type",
-            )
-        return found
+        """The type; `name` in any spelling. Raises `NotFound` with the nearest name, `InvalidDefinition` naming file and line of
+        an extension that can not be used."""
+        normal = normalise_type(name)
+        found = self._types.get(normal)
+        if found is not None:
+            return found
+        suspects: tuple[str, ...] = ()
+        if self.extensions is not None:
+            for again in (False, True):
+                catalogue = self.extensions.catalogue(again=again)
+                if normal in catalogue.types:
+                    return catalogue.types[normal]
+                if not catalogue.problems:
+                    break
+            suspects = catalogue.broken.get(normal) or catalogue.suspects(normal)
+            if suspects:
+                raise InvalidDefinition(
+                    f"the model type {normal} can not be used: {_listed(suspects)}",
+                    hint="repair the extension; swamp model type search says what is wrong with all of them",
+                    code="broken_extension",
+                )
+            suspects = tuple(problem.text for problem in catalogue.problems)
+        also = f" Extensions that can not be used: {_listed(suspects)}" if suspects else ""
+        raise NotFound(
+            f"Unknown model type: {name}.{suggestion(normal, self.names())}{also}",
+            hint="swamp model type search",
+            code="unknown_model_type",
+        )
+
+    def of_bundle(self, name: str, sha256: str) -> ModelType:
+        """A type as a bundle that is kept declares it. Raises `NotFound`."""
+        assert self.extensions is not None
+        return self.extensions.of_bundle(name, sha256)
+
+    def built_in(self, name: str) -> ModelType | None:
+        """A type that comes with swamp, looking at nothing else; `name` is normalised."""
+        return self._types.get(name)
 
     def method(self, model_type: ModelType, name: str) -> MethodSpec:
         """A method of a type. Raises `NotFound` with the methods there are."""
@@ -92,6 +134,10 @@ class TypeRegistry:
         return found
 
 
+def _listed(problems: "tuple[str, ...]") -> str:
+    return problems[0] if len(problems) == 1 else "".join(f"\n  {text}" for text in problems)
+
+
 def is_internal(name: str) -> bool:
     return name.startswith(INTERNAL_PREFIX)
 
@@ -101,6 +147,14 @@ def built_in() -> TypeRegistry:
     from swamp_worker.models import BUILT_IN
 
     return TypeRegistry([*BUILT_IN.values(), *INTERNAL])
+
+
+def types_of(repository: "Repository") -> TypeRegistry:
+    """The types that come with swamp and those of the repository's `extensions/models/`."""
+    from swamp_orch.definitions.extensions import Extensions
+    from swamp_worker.models import BUILT_IN
+
+    return TypeRegistry([*BUILT_IN.values(), *INTERNAL], Extensions(repository, BUILT_IN))
 
 
 def _internal(name: str, description: str, spec: str, about: str) -> ModelType:

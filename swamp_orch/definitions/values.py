@@ -4,7 +4,7 @@ A value knows where it came from (`Source`) so that later errors can still name 
 hold `${{ … }}` is kept as read; `swamp_orch.expressions` parses it once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class ModelDefinition:
     inputs: Mapping[str, Any]  # input schema, `{type: object, properties, required}` form
     source: Source = attrs.field(repr=False, eq=False)
     type_version: str = ""  # CalVer of the type when the file was written; empty: not said
+    checks: Mapping[str, Sequence[str]] = attrs.field(factory=dict)  # `require`, `skip`
+    reports: Mapping[str, Sequence[str]] = attrs.field(factory=dict)  # the same
 
 
 class ConditionType(StrEnum):

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from swamp_orch.definitions.conditions import SIMPLE
+from swamp_orch.definitions.fields import SELECTION_KEYS
 from swamp_orch.definitions.inputs import PROPERTY_KEYS, TYPES
 from swamp_orch.definitions.placement import PLACEMENT_KEYS
 from swamp_orch.definitions.tasks import SEVERITIES, TASK_KEYS
@@ -16,7 +17,6 @@ from swamp_orch.definitions.workflows import (
     FOR_EACH_KEYS,
     JOB_KEYS,
     OVERRIDE_KEYS,
-    REPORT_KEYS,
     RETRY_KEYS,
     STEP_KEYS,
     TRIGGER_KEYS,
@@ -59,7 +59,7 @@ def workflow_schema() -> dict[str, Any]:
                 "affinity": {"type": "boolean"},
                 **_placement(),
                 "reports": _object(
-                    REPORT_KEYS, (), {key: {"type": "array", "items": _TEXT} for key in REPORT_KEYS}
+                    SELECTION_KEYS, (), {key: {"type": "array", "items": _TEXT} for key in SELECTION_KEYS}
                 ),
                 "jobs": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/job"}},
                 "version": {"type": "integer", "minimum": 1, "description": "default 1"},

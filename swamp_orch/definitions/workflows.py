@@ -29,6 +29,7 @@ from swamp_orch.definitions.fields import (
     is_identifier,
     is_whole_expression,
     kind,
+    read_selection,
 )
 from swamp_orch.definitions.files import remove_file, write_atomically
 from swamp_orch.definitions.inputs import read_schema
@@ -67,7 +68,6 @@ STEP_KEYS: Final = (
 FOR_EACH_KEYS: Final = ("item", "in")
 RETRY_KEYS: Final = ("attempts", "backoff")
 TRIGGER_KEYS: Final = ("schedule", "timezone", "inputs")
-REPORT_KEYS: Final = ("require", "skip")
 OVERRIDE_KEYS: Final = ("specName", "lifetime", "garbageCollection", "tags", "vary", "vaultName")
 
 BACKOFF_S_DEFAULT: Final = 1.0
@@ -184,7 +184,7 @@ def parse_workflow(data: Any, source: Source, expected_name: str = "") -> Workfl
         concurrency=fields.whole("concurrency", 0),
         timeout_s=fields.duration("timeout"),
         trigger=_read_trigger(fields),
-        reports=_read_reports(fields),
+        reports=read_selection(fields, "reports"),
         source=source,
     )
     check_expressions(data.get("tags"), findings, ("tags",))
@@ -433,20 +433,6 @@ def _check_zone(fields: Fields, zone: str) -> None:
         fields.problem(
             f"'timezone' of {fields.what} is unknown: '{zone}'", "write timezone: Europe/Berlin", "timezone"
         )
-
-
-def _read_reports(fields: Fields) -> Mapping[str, Any]:
-    if "reports" not in fields:
-        return {}
-    inner = Fields(
-        fields.data["reports"],
-        fields.findings,
-        fields.under("reports"),
-        "the reports",
-        "reports",
-        REPORT_KEYS,
-    )
-    return {key: list(inner.words(key)) for key in REPORT_KEYS if key in inner}
 
 
 def _read_overrides(fields: Fields) -> tuple[Mapping[str, Any], ...]:

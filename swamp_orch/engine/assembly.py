@@ -12,7 +12,6 @@ from swamp_orch.api.application import Application
 from swamp_orch.api.services.tokens import TokenService
 from swamp_orch.core.lease_values import EndReason, Lease
 from swamp_orch.definitions.models import Models
-from swamp_orch.definitions.types import built_in
 from swamp_orch.definitions.workflows import Workflows
 from swamp_orch.engine.dispatches import WorkerDispatches
 from swamp_orch.engine.engine import Engine, FeedFollower
@@ -170,7 +169,7 @@ async def assemble(
     async with open_keeper(
         folder, instance=application.repository.repo_id, say=lambda text: reporter.warning(text)
     ) as keeper:
-        types = built_in()
+        types = application.types
         orders = Orders(
             types,
             Models(repository, types),

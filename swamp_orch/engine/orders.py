@@ -7,6 +7,8 @@ Rules that hold here:
 3. Secrets are read for one dispatch, when it is made, and are in nothing else: an `Order` holds `Secret`s, not their values.
 4. swamp's own secrets (enrollment tokens) can not be read by any expression.
 5. What an input declared `sensitive` holds is masked in everything the step prints and returns, as secrets are.
+6. A run keeps the code of an extension it started with: a type is fixed when the run first uses it, and every step's record names the
+   bundle, so that the run goes on with the same after a restart.
 """
 
 import os
@@ -19,13 +21,16 @@ import attrs
 from swamp_orch.core.runplan import StepStatus
 from swamp_orch.core.scheduler import Requirement
 from swamp_orch.definitions.inputs import (
+    InvalidInput,
     check_arguments,
     mask_inputs,
     method_arguments,
     resolve_inputs,
     sensitive_texts,
+    with_defaults,
 )
 from swamp_orch.definitions.models import Models
+from swamp_orch.definitions.selection import checks_of, reports_of
 from swamp_orch.definitions.types import TypeRegistry
 from swamp_orch.definitions.values import (
     AssertTask,
@@ -38,14 +43,17 @@ from swamp_orch.definitions.values import (
     Workflow,
 )
 from swamp_orch.definitions.workflows import Workflows
+from swamp_orch.engine.access_scope import INFRASTRUCTURE_SECRETS, AccessScope, scope_of
 from swamp_orch.expressions.evaluate import evaluate, evaluate_tree
 from swamp_orch.expressions.scope import Scope
 from swamp_orch.expressions.secret import SecretRef, mask_tree, resolve_tree
 from swamp_orch.expressions.shell import ShellText, evaluate_shell
-from swamp_orch.expressions.template import OPEN, Template, literal_tree, parse, parse_tree
+from swamp_orch.expressions.template import OPEN, Template, Tree, literal_tree, parse, parse_tree, templates
 from swamp_orch.store.bookkeeping import iso
-from swamp_proto.errors import LocalError, OperationFailed, Unsupported
-from swamp_proto.messages.dispatch import Dispatch, Place
+from swamp_proto.errors import LocalError, OperationFailed, SwampError, Unsupported
+from swamp_proto.ids import is_name
+from swamp_proto.messages.dispatch import Dispatch, Place, Program
+from swamp_proto.schema_check import check_value
 from swamp_worker.models.interface import MethodSpec, ModelType
 
 if TYPE_CHECKING:
@@ -53,7 +61,6 @@ if TYPE_CHECKING:
     from swamp_orch.engine.steps import StepState
 
 METHOD_JOB: Final = "method"  # the only job of a run of one method
-INFRASTRUCTURE_SECRETS: Final = ("worker-token-", "server-token-")
 
 ReadSecret = Callable[[SecretRef], str]
 
@@ -67,6 +74,9 @@ class Order:
     model_type: ModelType
     method: str
     arguments: Mapping[str, Any] = attrs.field(repr=False)  # may hold `Secret`s
+    global_arguments: Mapping[str, Any] = attrs.field(repr=False)  # may hold `Secret`s
+    scope: AccessScope  # what its running code may see
+    program: Program | None  # the code that runs it; None: the executor knows how
     shell: ShellText | None = attrs.field(repr=False)
     placement: Placement
     timeout_s: float | None
@@ -96,6 +106,7 @@ class Order:
             return values[reference]
 
         arguments = resolve_tree(self.arguments, read) if resolve else {}
+        shared = resolve_tree(self.global_arguments, read) if resolve else {}
         bindings: dict[str, str] = {}
         display = None
         if self.shell is not None and resolve:
@@ -115,8 +126,8 @@ class Order:
             model_version=self.model.version,
             model_tags=dict(self.model.tags),
             method=self.method,
-            program=None,
-            global_arguments={},
+            program=self.program,
+            global_arguments=shared,
             arguments=arguments,
             environment=dict(self.environment),
             bindings=bindings,
@@ -127,6 +138,24 @@ class Order:
         )
 
 
+class TypeNotFixed(Exception):
+    """The run has not used this type yet: `Orders.fix` says which code of it the run keeps. It may take a while, and belongs into a
+    thread."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+@attrs.frozen
+class _Plain:
+    """What needs no evaluating: merged and checked."""
+
+    arguments: Mapping[str, Any]
+    global_arguments: Mapping[str, Any]
+    sensitive: tuple[str, ...]
+
+
 @attrs.frozen
 class _Method:
     """A model's method as a run uses it."""
@@ -134,9 +163,7 @@ class _Method:
     definition: ModelDefinition
     type: ModelType
     spec: MethodSpec
-    plain_arguments: (
-        Mapping[str, Any] | None
-    )  # merged and checked, where nothing in the definition needs evaluating
+    plain: _Plain | None
 
 
 class Orders:
@@ -160,6 +187,8 @@ class Orders:
         self._environment = environment
         self._env = dict(os.environ)  # `env.NAME`: this process's, as it was at the start
         self._methods: dict[tuple[str, str, str], _Method] = {}  # (run, model, method)
+        self._fixed: dict[tuple[str, str], ModelType] = {}  # (run, type); extensions only
+        self._recorded: dict[tuple[str, str], str] = {}  # (run, type) -> bundle, of runs that were taken over
 
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def workflow_request(self, parameters: Mapping[str, Any], owner: Mapping[str, Any]) -> "RunRequest":
@@ -196,6 +225,9 @@ class Orders:
 
         definition = self._models.find(parameters["name"])
         model_type = self._models.type_of(definition)
+        run_id = str(uuid.uuid4())
+        if model_type.bundle:
+            self._fixed[run_id, model_type.name] = model_type
         method = self._types.method(model_type, parameters["method"])
         given = dict(parameters.get("inputs") or {})
         method_arguments(model_type, method, definition, given, coerce=True)
@@ -215,15 +247,12 @@ class Orders:
             source=definition.source,
         )
         return RunRequest(
-            id=str(uuid.uuid4()),
+            id=run_id,
             kind="method",
             workflow=workflow,
             definition="",
             inputs=given,
-            stored_inputs={
-                key: "***" if _is_sensitive(method, definition, key) else value
-                for key, value in given.items()
-            },
+            stored_inputs=mask_inputs(definition.inputs, mask_inputs(method.arguments, given)),
             tags=dict(parameters.get("tags") or {}),
             timeout_s=parameters.get("timeoutS"),
             owner=owner,
@@ -233,6 +262,31 @@ class Orders:
         """The run is over: its definitions are not needed any more."""
         for key in [key for key in self._methods if key[0] == run_id]:
             del self._methods[key]
+        for kept in (self._fixed, self._recorded):
+            for fixed in [fixed for fixed in kept if fixed[0] == run_id]:
+                del kept[fixed]
+
+    # ── code ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def fix(self, run_id: str, type_name: str) -> None:
+        """Decide which code of an extension's type the run keeps, and see to it that it is on the disk: what its sources say now, or
+        what the run's records name. Raises SwampError when there is none that can be used. Reads files and may run a process."""
+        bundle = self._recorded.get((run_id, type_name))
+        found = self._types.get(type_name) if bundle is None else self._types.of_bundle(type_name, bundle)
+        self._fixed.setdefault((run_id, type_name), found)  # two steps may have asked; the first decides
+
+    def take_recorded(self, run_id: str, type_name: str, bundle: str) -> None:
+        """What a run of a previous process recorded: it goes on with that."""
+        self._recorded[run_id, type_name] = bundle
+        self._fixed.pop((run_id, type_name), None)
+
+    def _type_of(self, run_id: str, definition: ModelDefinition) -> ModelType:
+        fixed = self._fixed.get((run_id, definition.type))
+        if fixed is not None:
+            return fixed
+        found = self._types.built_in(definition.type)
+        if found is None:
+            raise TypeNotFixed(definition.type)
+        return found
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def expand(self, run: "Run", job: str, step: Step) -> dict[str, Any]:
@@ -327,6 +381,7 @@ class Orders:
         inputs = self._inputs(merged.inputs, given, scope, where, literal=literal)
         own = self._own_scope(scope, definition, inputs)
         declared = definition.inputs.get("properties", {})
+        shared = self._global_arguments(method.type, definition, own.values["self"]["globalArguments"])
         arguments: dict[str, Any] = {}
         shell: ShellText | None = None
         for key, value in merged.arguments.items():
@@ -347,9 +402,12 @@ class Orders:
             *sensitive_texts(run.request.workflow.inputs, run.request.inputs),
             *sensitive_texts(definition.inputs, inputs),
             *sensitive_texts(spec.arguments, arguments),
+            *sensitive_texts(method.type.global_arguments, shared),
         )
         placement = self._placement(state.step.placement, scope, where)
-        return self._order(run, state, method, arguments, shell, placement, sensitive)
+        written = parse_tree(task.inputs, where) if run.request.kind == "workflow" else literal_tree(None)
+        values = _Plain(arguments, shared, sensitive)
+        return self._order(run, state, method, values, shell, placement, (written,))
 
     def _plain_order(self, run: "Run", state: "StepState") -> Order | None:
         """The order of a step without inputs, of a method without expressions: made from the arguments found once per run."""
@@ -361,49 +419,94 @@ class Orders:
         if _has_expression(step.placement.target) or _has_expression(dict(step.placement.labels)):
             return None
         method = self._method(run.id, task.model, task.method)
-        if method.plain_arguments is None:
+        if method.plain is None:
             return None
         definition = method.definition
         state.model, state.model_type, state.method = definition.name, definition.type, method.spec.name
-        return self._order(run, state, method, method.plain_arguments, None, step.placement)
+        return self._order(run, state, method, method.plain, None, step.placement)
 
     def _order(
         self,
         run: "Run",
         state: "StepState",
         method: _Method,
-        arguments: Mapping[str, Any],
+        values: _Plain,
         shell: ShellText | None,
         placement: Placement,
-        sensitive: tuple[str, ...] = (),
+        written: tuple[Tree, ...] = (),
     ) -> Order:
-        workflow = run.request.workflow
+        workflow, definition, model_type = run.request.workflow, method.definition, method.type
+        state.bundle = model_type.bundle
         return Order(
             place=Place(run.id, workflow.name, workflow.id, state.key.job, state.key.step),
-            model=method.definition,
-            model_type=method.type,
+            model=definition,
+            model_type=model_type,
             method=method.spec.name,
-            arguments=arguments,
+            arguments=values.arguments,
+            global_arguments=values.global_arguments,
+            scope=self._access(definition, model_type, method.spec.name, written),
+            program=_program(model_type, method.spec, definition, workflow),
             shell=shell,
             placement=placement,
             timeout_s=state.step.timeout_s,
             on_worker_lost=state.step.on_worker_lost,
             environment=self._environment,
             read_secret=self._secret,
-            sensitive=sensitive,
+            sensitive=values.sensitive,
         )
+
+    def _access(
+        self, definition: ModelDefinition, model_type: ModelType, method: str, written: tuple[Tree, ...]
+    ) -> AccessScope:
+        """From what was written, never from what it became: see `access_scope`."""
+        own = (dict(definition.global_arguments), dict(definition.methods.get(method, {})))
+        trees = (*(parse_tree(part) for part in own if _has_expression(part)), *written)
+        return scope_of(
+            definition, model_type, (found for tree in trees for found in templates(tree)), self._name_of
+        )
+
+    def _name_of(self, model: str) -> str:
+        if is_name(model):
+            return model
+        try:
+            return self._models.find(model).name
+        except SwampError:
+            return model  # evaluating it says what is wrong
+
+    def _global_arguments(
+        self, model_type: ModelType, definition: ModelDefinition, evaluated: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """With the type's defaults. Raises `LocalError` naming file and line of what does not fit; a type without code has none."""
+        if not model_type.entry:
+            return {}
+        shared = with_defaults(model_type.global_arguments, evaluated)
+        problems = check_value(model_type.global_arguments, mask_tree(shared))
+        if problems:
+            where = definition.source.at("globalArguments")
+            listed = "\n".join(f"  {found}" for found in problems)
+            raise InvalidInput(
+                f"{where}: the global arguments of {definition.name} do not fit {model_type.name}:\n{listed}",
+                hint=f"swamp model validate {definition.name}",
+            )
+        return shared
 
     def _method(self, run_id: str, model: str, method: str) -> _Method:
         key = (run_id, model, method)
         found = self._methods.get(key)
         if found is None:
             definition = self._models.find(model)
-            model_type = self._models.type_of(definition)
+            model_type = self._type_of(run_id, definition)
             spec = self._types.method(model_type, method)
-            merged = method_arguments(model_type, spec, definition, {}) if _is_plain(definition) else None
-            plain = None if merged is None else merged.arguments
-            if plain is not None:
-                check_arguments(spec, plain, evaluated=True)
+            plain = None
+            if _is_plain(definition):
+                arguments = method_arguments(model_type, spec, definition, {}).arguments
+                check_arguments(spec, arguments, evaluated=True)
+                shared = self._global_arguments(model_type, definition, definition.global_arguments)
+                sensitive = (
+                    *sensitive_texts(spec.arguments, arguments),
+                    *sensitive_texts(model_type.global_arguments, shared),
+                )
+                plain = _Plain(arguments, shared, sensitive)
             found = self._methods[key] = _Method(definition, model_type, spec, plain)
         return found
 
@@ -520,6 +623,14 @@ def _is_plain(definition: ModelDefinition) -> bool:
     )
 
 
-def _is_sensitive(method: MethodSpec, definition: ModelDefinition, key: str) -> bool:
-    schemas = (definition.inputs.get("properties", {}), method.arguments.get("properties", {}))
-    return any(isinstance(one.get(key), Mapping) and one[key].get("sensitive") is True for one in schemas)
+def _program(
+    model_type: ModelType, method: MethodSpec, definition: ModelDefinition, workflow: Workflow
+) -> Program | None:
+    if not model_type.entry:
+        return None
+    return Program(
+        bundle=model_type.bundle,
+        entry=model_type.entry,
+        checks=checks_of(model_type, method, definition.checks),
+        reports=reports_of(model_type, definition.reports, workflow.reports),
+    )

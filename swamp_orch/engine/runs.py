@@ -44,7 +44,7 @@ from swamp_orch.engine import records
 from swamp_orch.engine.feed import RunFeed
 from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.logs import LogSpool
-from swamp_orch.engine.orders import Order, Orders
+from swamp_orch.engine.orders import Order, Orders, TypeNotFixed
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.steps import StepState, StepWork
 from swamp_orch.expressions.secret import mask_tree
@@ -149,6 +149,8 @@ class Run:
         for key, row in steps.items():
             state = self._state(key)
             state.restore(row)
+            if state.bundle:
+                self._orders.take_recorded(self.id, state.model_type, state.bundle)
             if state.status is StepStatus.RUNNING:
                 if state.dispatch in leases:
                     self._found[key] = leases[state.dispatch]
@@ -398,20 +400,27 @@ class Run:
         work = self._work[key] = StepWork(self._parts, self, state)
         if self._cancel_reason:
             work.ask_cancel(self._cancel_reason)
-        order: Order | SwampError | None
+        order: Order | SwampError | TypeNotFixed | None
         try:
             order = self._orders.make(self, state)
             if order is not None and lease is None:
                 work.begin(order)
-        except SwampError as error:
+        except (SwampError, TypeNotFixed) as error:
             order = error
         self._nursery.start_soon(self._step, state, work, order, lease)
 
     async def _step(
-        self, state: StepState, work: StepWork, order: Order | SwampError | None, lease: Lease | None
+        self,
+        state: StepState,
+        work: StepWork,
+        order: Order | SwampError | TypeNotFixed | None,
+        lease: Lease | None,
     ) -> None:
         recorded = False
         try:
+            if isinstance(order, TypeNotFixed):
+                await trio.to_thread.run_sync(self._orders.fix, self.id, order.name)
+                order = self._orders.make(self, state)
             if isinstance(order, SwampError):
                 raise order
             if order is not None and lease is not None:

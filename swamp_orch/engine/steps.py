@@ -60,6 +60,7 @@ class StepState:
     model: str = ""
     model_type: str = ""
     method: str = ""
+    bundle: str = ""  # sha256 of the code, where that is an extension's
     queued_ms: int = 0
     started_ms: int = 0
     ended_ms: int = 0
@@ -90,6 +91,7 @@ class StepState:
             ("modelName", self.model),
             ("modelType", self.model_type),
             ("methodName", self.method),
+            ("bundle", self.bundle),
             ("queuedAt", iso(self.queued_ms) if self.queued_ms else ""),
             ("startedAt", iso(self.started_ms) if self.started_ms else ""),
             ("endedAt", iso(self.ended_ms) if self.ended_ms else ""),
@@ -109,6 +111,7 @@ class StepState:
         self.losses, self.retries = row.get("losses", 0), row.get("retries", 0)
         self.dispatch, self.model = row.get("dispatchId", ""), row.get("modelName", "")
         self.model_type, self.method = row.get("modelType", ""), row.get("methodName", "")
+        self.bundle = row.get("bundle", "")
         self.queued_ms, self.started_ms, self.ended_ms = (
             from_iso(row[name]) if name in row else 0 for name in ("queuedAt", "startedAt", "endedAt")
         )

@@ -3,9 +3,12 @@
 For authorisation (a dispatch may read the secrets its unresolved definition refers to, and the data of the
 models it names) and for validation (do these models and secrets exist?). Only constants can be known here: an
 argument that is computed is None, "any", and it is for the caller to say what that allows.
+
+The predicate of a `data.query` that is written out names the models it compares with: `modelName == "m"`,
+`modelName in ["m", "n"]`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -14,6 +17,7 @@ from swamp_orch.expressions.scope import called
 from swamp_orch.expressions.shell import shell_problems
 from swamp_orch.expressions.template import ExpressionError, Template, lookalikes
 from swamp_orch.query import syntax
+from swamp_orch.query.environment import CelError
 
 _MODEL_FIRST = frozenset(
     {"data.latest", "data.version", "data.listVersions", "data.findBySpec", "file.contents"}
@@ -75,9 +79,38 @@ def references(templates: Iterable[Template]) -> References:
                         models[model] = None
                 elif name in ("data.query", "data.findByTag"):
                     any_data = True
+                    if name == "data.query" and arguments[0] is not None:
+                        models.update(dict.fromkeys(_models_of_predicate(arguments[0])))
     return References(
         tuple(secrets), tuple(models), computed, any_data, tuple(inputs), tuple(environment), tuple(names)
     )
+
+
+def _models_of_predicate(text: str) -> Iterator[str]:
+    """Model names that a predicate asks for by equality. One that does not compile names none: it will fail when it is evaluated."""
+    from swamp_orch.query.run import prepare
+
+    try:
+        root = prepare(text).predicate.tree.root
+    except CelError:
+        return
+    for node in syntax.walk(root):
+        if (
+            not isinstance(node, syntax.Call)
+            or node.function not in ("_==_", "@in")
+            or len(node.arguments) != 2
+        ):
+            continue
+        left, right = node.arguments
+        if node.function == "_==_" and _is_model_name(right):
+            left, right = right, left
+        if _is_model_name(left):
+            named = right.elements if isinstance(right, syntax.ListLiteral) else (right,)
+            yield from (found for found in map(_text, named) if found is not None)
+
+
+def _is_model_name(node: syntax.Node) -> bool:
+    return isinstance(node, syntax.Name) and node.name == "modelName"
 
 
 def _text(node: syntax.Node) -> str | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from swamp_orch.definitions import conditions, models, placement, tasks, workflows
+from swamp_orch.definitions.fields import SELECTION_KEYS
 from swamp_orch.definitions.inputs import PROPERTY_KEYS, TYPES
 from swamp_orch.definitions.models import parse_model
 from swamp_orch.definitions.repository import FOLDERS
@@ -41,7 +42,7 @@ def named(page: str) -> set[str]:
 def test_every_key_is_documented() -> None:
     known = {
         *workflows.WORKFLOW_KEYS, *workflows.JOB_KEYS, *workflows.STEP_KEYS, *workflows.FOR_EACH_KEYS,
-        *workflows.RETRY_KEYS, *workflows.TRIGGER_KEYS, *workflows.REPORT_KEYS, *workflows.OVERRIDE_KEYS,
+        *workflows.RETRY_KEYS, *workflows.TRIGGER_KEYS, *SELECTION_KEYS, *workflows.OVERRIDE_KEYS,
         *placement.GROUP_KEYS, *conditions.TYPES, *tasks.SEVERITIES, *tasks.TASK_KEYS,
         *(key for keys in tasks.TASK_KEYS.values() for key in keys),
     }  # fmt: skip

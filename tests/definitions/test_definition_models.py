@@ -86,7 +86,7 @@ def read(text: str) -> ModelDefinition:
 
 
 BAD = [
-    (SHELL + "methds: {}\n", ["4: Unknown key 'methds' on model 'm'. Did you mean 'methods'? Valid model keys: type, typeVersion, id, name, version, tags, globalArguments, methods, inputs"]),
+    (SHELL + "methds: {}\n", ["4: Unknown key 'methds' on model 'm'. Did you mean 'methods'? Valid model keys: type, typeVersion, id, name, version, tags, globalArguments, methods, inputs, checks, reports"]),
     (SHELL + "methods:\n  execute:\n    argumnts: {}\n", ["6: Unknown key 'argumnts' on method 'execute'. Did you mean 'arguments'? Valid method keys: arguments"]),
     (SHELL + "methods: [execute]\n", ["4: 'methods' on model 'm' must be a map, not a list"]),
     (SHELL + "tags:\n  a: 1\n", ["5: 'a' in tags on model 'm' must be text, not the number 1"]),

@@ -9,7 +9,7 @@ from swamp_orch.api.services.models import ModelCalls
 from swamp_orch.api.services.workflows import WorkflowCalls
 from swamp_orch.definitions.models import Models
 from swamp_orch.definitions.repository import Repository
-from swamp_orch.definitions.types import TypeRegistry, built_in
+from swamp_orch.definitions.types import TypeRegistry, types_of
 from swamp_orch.definitions.workflows import Workflows
 from swamp_orch.store.interface import Store
 
@@ -18,7 +18,7 @@ class DefinitionService:
     """Thread-safe: it holds no state beyond what it was made from."""
 
     def __init__(self, repository: Repository, store: Store, types: TypeRegistry | None = None) -> None:
-        models = Models(repository, types or built_in())
+        models = Models(repository, types or types_of(repository))
         workflows = Workflows(repository)
         self._models = ModelCalls(repository, store, models, workflows)
         self._workflows = WorkflowCalls(repository, models, workflows)

@@ -273,7 +273,8 @@ class ModelCalls:
         }
 
     def _type_search(self, parameters: Parameters) -> Document:
-        """`{query, results[{type, version, description, methods[]}]}`; swamp's own types only with `all`."""
+        """`{query, results[{type, version, description, methods[]}], problems?[{path, error}]}`; swamp's own types only with `all`;
+        `problems` are extensions that can not be used."""
         query = parameters.get("query") or ""
         results = [
             {
@@ -285,23 +286,56 @@ class ModelCalls:
             for found in self._types.all(internal=bool(parameters.get("all")))
             if matches(query, found.name, found.description) or matches(normalise_type(query), found.name)
         ]
-        return {"query": query, "results": results}
+        wrong = [
+            {"path": f"extensions/models/{found.unit}", "error": found.text}
+            for found in self._types.problems()
+        ]
+        return {"query": query, "results": results} | ({"problems": wrong} if wrong else {})
 
     def _type_describe(self, parameters: Parameters) -> Document:
-        """`{type{raw, normalized}, version, description, globalArguments, dataOutputSpecs[], methods[]}`"""
+        """`{type{raw, normalized}, version, description, globalArguments, dataOutputSpecs[], methods[], checks[{name, description,
+        labels[], appliesTo[]}], reports[{name, description, scope, labels[]}], secrets[], reads[], bundle?, entry?}`"""
         found = self._types.get(parameters["type"])
-        return {
+        document: Document = {
             "type": {"raw": parameters["type"], "normalized": found.name},
             "version": found.version,
             "description": found.description,
             "globalArguments": dict(found.global_arguments),
             "dataOutputSpecs": _outputs(found),
             "methods": _methods(found),
+            "checks": [
+                {
+                    "name": check.name,
+                    "description": check.description,
+                    "labels": list(check.labels),
+                    "appliesTo": list(check.applies_to),
+                }
+                for check in found.checks.values()
+            ],
+            "reports": [
+                {
+                    "name": report.name,
+                    "description": report.description,
+                    "scope": report.scope,
+                    "labels": list(report.labels),
+                }
+                for report in found.reports.values()
+            ],
+            "secrets": sorted(found.secrets),
+            "reads": sorted(found.reads),
         }
+        if found.bundle:
+            document |= {"bundle": found.bundle, "entry": found.entry}
+        return document
 
 
 def _method(spec: MethodSpec) -> Document:
-    return {"name": spec.name, "description": spec.description, "arguments": dict(spec.arguments)}
+    found: Document = {"name": spec.name, "description": spec.description, "arguments": dict(spec.arguments)}
+    if not spec.mutates:
+        found["mutates"] = False
+    if spec.returns:
+        found["returns"] = spec.returns
+    return found
 
 
 def _methods(model_type: ModelType) -> list[Document]:

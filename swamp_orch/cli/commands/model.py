@@ -231,11 +231,12 @@ def type_search(invocation: Invocation, query: str | None, show_all: bool) -> No
         invocation.document(found)
         return
     results = found["results"]
-    if not results:
+    if results:
+        rows = [(t["type"], t["version"], t.get("description") or "-") for t in results]
+        invocation.lines(*console.table(("TYPE", "VERSION", "DESCRIPTION"), rows, color=invocation.color))
+    else:
         print("No model types found.")
-        return
-    rows = [(t["type"], t["version"], t.get("description") or "-") for t in results]
-    invocation.lines(*console.table(("TYPE", "VERSION", "DESCRIPTION"), rows, color=invocation.color))
+    tell_problems(invocation, found)
 
 
 @command("describe", argument("type", kind="type"), help="Show a model type: arguments, methods, outputs.")
@@ -249,7 +250,21 @@ def type_describe(invocation: Invocation, type: str) -> None:
     shared = list(_schema_lines(found.get("globalArguments"), "  "))
     if shared:
         invocation.lines("Global Arguments:", *shared)
-    invocation.lines(*_method_lines(found.get("methods")), *_specs(found))
+    invocation.lines(*_method_lines(found.get("methods")), *_specs(found), *_extras(found))
+
+
+def _extras(found: Mapping[str, Any]) -> Iterator[str]:
+    """What a type has beside methods and outputs; nothing for what it has not."""
+    for title, key in (("Checks:", "checks"), ("Reports:", "reports")):
+        if found.get(key):
+            yield title
+        for part in found.get(key) or ():
+            yield f"  {part['name']}" + (f"  {part['description']}" if part["description"] else "")
+    for title, key in (("Secrets:", "secrets"), ("Reads:", "reads")):
+        if found.get(key):
+            yield f"{title} {', '.join(found[key])}"
+    if found.get("bundle"):
+        yield f"Bundle: {found['bundle']}"
 
 
 # ── outputs ───────────────────────────────────────────────────────────────────────────────────────────────
