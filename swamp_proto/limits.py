@@ -107,6 +107,7 @@ CAPTURE_MAX: Final = 1 * MIB  # captured stdout, and stderr, in a result; as enc
 CAPTURE_TAIL: Final = 256 * KIB  # of CAPTURE_MAX, kept from the end
 LINE_MAX: Final = 64 * KIB  # a longer output line is split
 LOG_BATCH_LINES_MAX: Final = 512
+LOG_WAITING_LINES_MAX: Final = 256  # behind a piece of a long line that may go on, at the orchestrator
 LOG_BATCH_BYTES_MAX: Final = 256 * KIB
 LOG_SPOOL_MAX: Final = 256 * MIB  # per worker
 COMPLETION_OUTPUTS_MAX: Final = 3 * MIB  # outputs in one completion frame; larger ones are staged

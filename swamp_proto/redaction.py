@@ -33,11 +33,22 @@ NUMBER_LENGTH_MIN: Final = 6  # of a secret that is looked for among the numbers
 WRAPPED_LENGTH_MIN: Final = 8  # of a row of wrapped base64 that is looked for by itself
 MASKED: Final = "***"
 
+# Content types whose bytes are text in UTF-8. Everything else is binary, and left alone.
+_TEXT_TYPE: Final = re.compile(
+    r"text/.+|.+\+(json|xml|yaml)|application/(x-)?(csv|ecmascript|graphql|javascript|json|jsonl|jsonlines|json-lines|json-seq"
+    r"|ndjson|pem-file|pem-certificate-chain|sh|shellscript|sql|toml|www-form-urlencoded|xml|xml-dtd|yaml)"
+)
+
 _JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*', re.DOTALL)
 _STRUCTURE: Final = re.compile(r'[{}\[\]":,]')
 _UNICODE_ESCAPE: Final = re.compile(r"\\u([0-9a-f]{4})")
 _JS_COMPONENT: Final = "!'()*~"  # what encodeURIComponent leaves as it is
 _JS_WHOLE: Final = ";,/?:@&=+$#!'()*~"  # and encodeURI
+
+
+def is_text(content_type: str) -> bool:
+    """Whether content of this type is masked."""
+    return _TEXT_TYPE.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
 
 
 class Mask:
@@ -112,6 +123,15 @@ class Mask:
             return content
         masked = self._outside_tokens(_JSON_TOKEN.sub(self._token, text))
         return content if masked == text else masked.encode("utf-8", "surrogateescape")
+
+    def content(self, content_type: str, data: bytes) -> bytes:
+        """The content of one record, masked as its type needs it; the very same when there is nothing in it."""
+        if not self._forms or not is_text(content_type):
+            return data
+        if "json" in content_type.lower():
+            return self.json(data)
+        text = data.decode("utf-8", "surrogateescape")
+        return self(text).encode("utf-8", "surrogateescape") if self.finds(text) else data
 
     def for_line(self) -> "LineMask":
         """For one text that comes in pieces."""

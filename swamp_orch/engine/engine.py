@@ -16,7 +16,6 @@ import trio
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.engine.feed import RunFeed
 from swamp_orch.engine.flights import Flights
-from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.orders import Order, Orders
 from swamp_orch.engine.owners import process_identity
 from swamp_orch.engine.placing import Placing, Slot
@@ -25,7 +24,6 @@ from swamp_orch.engine.steps import StepState
 from swamp_orch.store.interface import Store
 from swamp_proto.errors import Conflict, OperationFailed
 from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT
-from swamp_proto.messages.dispatch import LogLine
 from swamp_worker.execution.interface import Executor
 
 ENDED_RUNS_KEPT: Final = 64  # feeds of ended runs that can still be attached to in full
@@ -128,9 +126,6 @@ class Engine:
         if worker is not None and self.placing is not None:
             return self.placing.taken_slot(holder, worker)
         return Slot(holder, worker, None, lambda: None)
-
-    def spool(self, dispatch: str, emit: Callable[[int, LogLine], None]) -> LogSpool:
-        return LogSpool(self.repository.data / "logs" / dispatch, emit)
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def handlers(self) -> Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Any]]]:

@@ -36,6 +36,7 @@ from swamp_orch.core.lease_values import (
     RequeueStep,
     SlotStuck,
 )
+from swamp_orch.engine.ingress import Ingress
 from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.placing import Placing, Slot
 from swamp_orch.store.bookkeeping import LEASES_ID, LEASES_MODEL, STEP_LEASE, lease_record
@@ -62,6 +63,7 @@ from swamp_proto.messages.dispatch import (
     LogNoted,
 )
 from swamp_proto.messages.enrollment import HeldDispatch, HeldVerdict, Predecessor, Verdict
+from swamp_proto.redaction import Mask
 
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
@@ -115,6 +117,7 @@ class Flight:
     slot: Slot
     lease: Lease
     spool: LogSpool
+    ingress: Ingress
     finished: Finished | None = None
     stuck: bool = False  # of the loopback: something is left of it, and watched
     _end: End | None = None
@@ -357,16 +360,25 @@ class Flights:
             on_worker_lost=order.on_worker_lost,
             granted_ms=self._clock_ms(),
         )
-        flight = Flight(message, slot, lease, LogSpool(self._logs / message.dispatch, emit))
+        ingress = Ingress(Mask(message.secrets))
+        spool = LogSpool(self._logs / message.dispatch, emit, ingress.lines())
+        flight = Flight(message, slot, lease, spool, ingress)
         self._flights[message.dispatch] = flight
         return flight
 
     def reopen(
-        self, message: Dispatch, slot: Slot, lease: Lease, emit: Callable[[int, LogLine], None]
+        self,
+        message: Dispatch,
+        slot: Slot,
+        lease: Lease,
+        emit: Callable[[int, LogLine], None],
+        secrets: Iterable[str],
     ) -> Flight:
-        """A dispatch that a previous process granted, with the log as far as it is on disk."""
-        spool = LogSpool.recover(self._logs / lease.dispatch, emit)
-        flight = self._flights[lease.dispatch] = Flight(message, slot, lease, spool)
+        """A dispatch that a previous process granted, with the log as far as it is on disk. `secrets` are its own, read anew: the
+        message does not hold them."""
+        ingress = Ingress(Mask(secrets))
+        spool = LogSpool.recover(self._logs / lease.dispatch, emit, ingress.lines())
+        flight = self._flights[lease.dispatch] = Flight(message, slot, lease, spool, ingress)
         return flight
 
     def found(self, flight: Flight) -> None:
@@ -406,7 +418,7 @@ class Flights:
         try:
             answer.result()
         except Refused as refusal:
-            self._tell(core.Refused(flight.dispatch, refusal.refusal, refusal.message))
+            self._tell(core.Refused(flight.dispatch, refusal.refusal, flight.ingress.mask(refusal.message)))
         except Broken:
             return  # the link is gone: the core hears of that
         else:
@@ -417,7 +429,7 @@ class Flights:
         if finished.left != 0 and not flight.stuck:
             flight.stuck = True
             self._nursery.start_soon(self._watch_stuck, flight)
-        flight.finished = finished
+        finished = flight.finished = flight.ingress.finished(finished)
         self._tell(
             core.FinishArrived(
                 finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error
@@ -535,7 +547,7 @@ class Flights:
         self._unnoted.setdefault(finished.dispatch, []).append((member, request))
         flight = self._flights.get(finished.dispatch)
         if flight is not None:
-            flight.finished = finished
+            finished = flight.finished = flight.ingress.finished(finished)
         self._tell(
             core.FinishArrived(
                 finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error

@@ -1,8 +1,8 @@
 """The log of one dispatch at the orchestrator: lines in by number, each exactly once, sealed into the `log` record at the end.
 
-Streamed lines are bookkeeping, not writes (SEMANTICS §4). A short log stays in memory until the completion. A long one goes to a
-file under `.swamp/data/logs/`, fsynced before its lines are noted, so that a worker that forgets noted lines and an
-orchestrator that dies never lose one between them.
+They are masked before anything is kept or told of them. Streamed lines are bookkeeping, not writes (SEMANTICS §4). A short log
+stays in memory until the completion. A long one goes to a file under `.swamp/data/logs/`, fsynced before its lines are noted, so
+that a worker that forgets noted lines and an orchestrator that dies never lose one between them.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from swamp_orch.engine.ingress import MaskedLines
 from swamp_orch.store.interface import Content, Store
 from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_BATCH_BYTES_MAX
 from swamp_proto.messages.dispatch import LogLine
@@ -27,6 +28,7 @@ class LogSpool:
 
     file: Path
     emit: Emit
+    masked: MaskedLines
     through: int = 0  # number of the newest line that is here
     noted: int = 0  # … that is on disk
     _tail: list[bytes] = attrs.field(factory=list)  # not yet on disk
@@ -37,14 +39,18 @@ class LogSpool:
     def add(self, first: int, lines: Sequence[LogLine]) -> bool:
         """Take lines `first`, `first + 1`, …; whether there is now enough to be worth a flush."""
         for number, line in enumerate(lines, first):
-            if number != self.through + 1:
+            if number != self.through + len(self.masked) + 1:
                 continue  # one we have, or one after a gap, which the holder will send again
-            self.through = number
-            data = line.text.encode("utf-8", "replace") + b"\n"
-            self._tail.append(data)
-            self._tail_bytes += len(data)
-            self.emit(number, line)
+            for done in self.masked.take(line):
+                self._keep(done)
         return self._tail_bytes >= LOG_BATCH_BYTES_MAX
+
+    def _keep(self, line: LogLine) -> None:
+        self.through += 1
+        data = line.text.encode("utf-8", "replace").replace(b"\n", b" ") + b"\n"  # a line is one
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        self.emit(self.through, line)
 
     async def flush(self) -> int:
         """Bring the tail to disk; answers the number of the newest line that is durable."""
@@ -69,6 +75,8 @@ class LogSpool:
 
     async def seal(self, store: Store) -> Content:
         """The whole log as content, ready to commit with the completion."""
+        for done in self.masked.rest():
+            self._keep(done)
         if not self._on_disk and self._tail_bytes <= INLINE_CONTENT_MAX:
             data = b"".join(self._tail)
             return Content(data, sha256(data).hexdigest(), len(data))
@@ -92,12 +100,12 @@ class LogSpool:
             self.file.unlink(missing_ok=True)
 
     @classmethod
-    def recover(cls, file: Path, emit: Emit) -> "LogSpool":
+    def recover(cls, file: Path, emit: Emit, masked: MaskedLines) -> "LogSpool":
         """After a restart: what was noted is in the file; an unfinished last line is cut."""
         try:
             data = file.read_bytes()
         except FileNotFoundError:
-            return cls(file, emit)
+            return cls(file, emit, masked)
         whole = data[: data.rfind(b"\n") + 1]
         lines = whole.count(b"\n")
-        return cls(file, emit, through=lines, noted=lines, on_disk=len(whole))
+        return cls(file, emit, masked, through=lines, noted=lines, on_disk=len(whole))

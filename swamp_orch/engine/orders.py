@@ -137,6 +137,23 @@ class Order:
             credential=credential,
         )
 
+    def secrets(self, unreadable: Callable[[SecretRef, SwampError], None]) -> tuple[str, ...]:
+        """What has to be masked in all that comes from a dispatch of this order, read now. `unreadable` hears of what can not be read."""
+        values = list(self.sensitive)
+
+        def read(reference: SecretRef) -> str:
+            try:
+                values.append(self.read_secret(reference))
+            except SwampError as error:
+                unreadable(reference, error)
+                return ""
+            return values[-1]
+
+        resolve_tree((self.arguments, self.global_arguments), read)
+        if self.shell is not None:
+            resolve_tree(self.shell.bindings, read)
+        return tuple(dict.fromkeys(values))
+
 
 class TypeNotFixed(Exception):
     """The run has not used this type yet: `Orders.fix` says which code of it the run keeps. It may take a while, and belongs into a

@@ -43,7 +43,6 @@ from swamp_orch.definitions.values import Job, Step, Workflow
 from swamp_orch.engine import records
 from swamp_orch.engine.feed import RunFeed
 from swamp_orch.engine.flights import Flights
-from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.orders import Order, Orders, TypeNotFixed
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.steps import StepState, StepWork
@@ -56,7 +55,6 @@ from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import BATCH_RECORDS_MAX
-from swamp_proto.messages.dispatch import LogLine
 from swamp_worker.execution.interface import Executor
 
 
@@ -73,8 +71,6 @@ class Parts(Protocol):
     def slot_nowait(self, order: Order, state: StepState, run: "Run") -> Slot | None: ...
 
     def taken_slot(self, holder: str, worker: str | None) -> Slot: ...
-
-    def spool(self, dispatch: str, emit: Callable[[int, LogLine], None]) -> LogSpool: ...
 
 
 @attrs.frozen

@@ -23,10 +23,12 @@ from swamp_orch.engine import records
 from swamp_orch.engine.flights import Again, Flight, Gone, Reported
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
+from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.interface import Appended, Batch, Committed, Content, NewRecord, Store
 from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
+from swamp_proto.errors import SwampError
 from swamp_proto.limits import CANCEL_TERM_S, INLINE_CONTENT_MAX
 from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
 from swamp_worker.execution.interface import Control
@@ -231,7 +233,8 @@ class StepWork:
         parts = self._parts
         slot = parts.taken_slot(lease.dispatch, lease.worker)
         message = order.dispatch(lease.dispatch, attempt=lease.attempt, fence=lease.fence, resolve=False)
-        flight = self._flight = parts.flights.reopen(message, slot, lease, self._emit_line)
+        secrets = await trio.to_thread.run_sync(order.secrets, self._unreadable)
+        flight = self._flight = parts.flights.reopen(message, slot, lease, self._emit_line, secrets)
         again: Again | _Later | None = None
         try:
             parts.flights.found(flight)
@@ -365,7 +368,7 @@ class StepWork:
     async def _outputs(self, order: Order, flight: Flight, finished: Finished) -> tuple[NewRecord, ...]:
         store = self._parts.store
         log = await flight.spool.seal(store)
-        contents = [await _content(store, output) for output in finished.outputs]
+        contents = [await _content(store, await _masked(flight, output)) for output in finished.outputs]
         return records.output_records(
             self._run.origin(self._state), order.model, order.model_type, finished, log, contents
         )
@@ -393,6 +396,10 @@ class StepWork:
         state.records = _described(made, done.records)
         flight.spool.remove()
 
+    def _unreadable(self, reference: SecretRef, error: SwampError) -> None:
+        text = f"secret {reference.key!r} of vault {reference.vault!r} can not be read again ({error}): what the step prints is masked by"
+        trio.from_thread.run_sync(self._run.warn, f"{text} its executor only", self._state)
+
     def _emit_line(self, number: int, line: LogLine) -> None:
         self._run.step_output(
             self._state, number, "stdout" if line.stream is Stream.STDOUT else "stderr", line.text
@@ -408,6 +415,12 @@ class _Loopback:
     async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
         if self.flight.spool.add(first, lines):
             await self.flight.spool.flush()
+
+
+async def _masked(flight: Flight, output: Output) -> Output:
+    if flight.ingress.mask and len(output.content) > INLINE_CONTENT_MAX:
+        return await trio.to_thread.run_sync(flight.ingress.content, output)
+    return flight.ingress.content(output)
 
 
 async def _content(store: Store, output: Output) -> Content:
