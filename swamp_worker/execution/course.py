@@ -96,7 +96,9 @@ class Course:
         mask: Mask,
         capture: Capturing | None = None,
         sent: int = 0,
+        what: str = "",
     ) -> None:
+        """`what` it is that runs, when the log is to say how many processes it left behind."""
         self._child = child
         self._dispatch = dispatch
         self._sink = sink
@@ -106,6 +108,7 @@ class Course:
         self._watch = process.Watch(child)
         self._splitters = {Stream.STDOUT: LineSplitter(mask), Stream.STDERR: LineSplitter(mask)}
         self._capture = capture
+        self._what = what
         self._unsent: list[LogLine] = []
         self._sent = sent  # lines the sink had before the process began
         self._lost = 0
@@ -118,7 +121,7 @@ class Course:
         """From the started process to nothing left of it. Raises Cancelled only after that."""
         reached_end = False
         try:
-            if self._mask_warning():
+            if self._mask_warning():  # or a line of ours
                 await self._deliver()
             with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")) as scope:
                 self._control.on_ask = scope.cancel
@@ -137,6 +140,12 @@ class Course:
             self._control.on_ask = None
             await self._extinguish()
             if reached_end:
+                if self._killed_children and self._what:
+                    many = "processes" if self._killed_children > 1 else "process"
+                    were = "were" if self._killed_children > 1 else "was"
+                    self.add_line(
+                        f"swamp: {self._killed_children} {many} that {self._what} left behind {were} killed"
+                    )
                 await self._finish_lines()
             self._watch.close()
             self._child.close()

@@ -27,10 +27,12 @@ import trio
 from swamp_proto.errors import Broken
 from swamp_worker.execution import procfs
 from swamp_worker.execution.keeper import Keeper
+from swamp_worker.execution.process import kill_and_reap, wait_until
 
 ANSWER: Final = struct.Struct("<q")
 MARKER_ROOM: Final = 64
 _FORK_S: Final = 20.0
+_GONE_S: Final = 5.0
 _SCRIPT: Final = Path(__file__).with_name("forkserver.py")
 
 
@@ -65,18 +67,27 @@ class Forks:
                     if pid:
                         return pid
                     await self._end()
+                    await wait_until(lambda: self._none_left(dispatch), _GONE_S)
         raise Broken("no process could be made for the method: the machine may be out of processes or memory")
 
+    def _none_left(self, dispatch: str) -> bool:
+        """Kills what a forkserver made without saying so: two runners must not listen to one channel."""
+        found = self._keeper.left(dispatch, None)
+        for pid in found:
+            kill_and_reap(pid)
+        return not found
+
     async def _ask(self, dispatch: str, out: int, err: int, channel: int) -> int:
-        assert self._control is not None
+        control = self._control
+        assert control is not None
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [out, err, channel]).tobytes())]
         try:
             with trio.move_on_after(_FORK_S):
-                await self._control.sendmsg([dispatch.encode()[:MARKER_ROOM]], rights)
-                answer = await self._control.recv(ANSWER.size)
+                await control.sendmsg([dispatch.encode()[:MARKER_ROOM]], rights)
+                answer = await control.recv(ANSWER.size)
                 if len(answer) == ANSWER.size:
                     return int(ANSWER.unpack(answer)[0])
-        except OSError:
+        except (OSError, trio.ClosedResourceError):  # it has ended; its watch may have noticed first
             pass
         return 0
 

@@ -1,13 +1,16 @@
 """The forkserver: `python -I forkserver.py CONTROL`. A process that has imported what runners need, and forks them.
 
 It reads requests from `CONTROL`: the marker of a dispatch, and three descriptors (standard output, standard error, channel). For
-each it makes a process that is *not* its child but its parent's, which is what the executor's reaping is built on: it forks a
+each it gives a process that is *not* its child but its parent's, which is what the executor's reaping is built on: it forks a
 middle process that forks the runner and ends, so that the runner is handed to the nearest child subreaper, the executor. The
 answer is the runner's pid, sent only when all of this is so:
 
 - the runner leads its own session and group,
 - its environment, as others see it (`/proc/PID/environ`), names its dispatch,
 - it belongs to the executor.
+
+One runner is kept ready: forked before anybody asked, and rehearsed, so that the pages which a step touches are its own already. Until
+it is asked for it waits in the forkserver's group, runs nothing of an author's, and goes when the forkserver goes.
 
 It ends when `CONTROL` does. It has one thread, always: forking a process with more of them is how locks are copied that nobody
 will ever open.
@@ -35,19 +38,53 @@ from swamp_worker.execution.runner.forks import ANSWER, MARKER_ROOM
 _BORN_MS = 5_000  # for a runner to say that it is there
 
 
+class _Spare:
+    """A runner that waits. `ask` and `born` are our ends of what it listens to and answers with."""
+
+    def __init__(self, ask: socket.socket, born: int) -> None:
+        self._ask = ask
+        self._born = born
+
+    def take(self, marker: bytes, descriptors: list[int]) -> int:
+        """Make it the runner of a dispatch. Its pid; 0 when it is not there any more."""
+        try:
+            socket.send_fds(self._ask, [marker], descriptors)
+        except OSError:
+            return 0
+        poll = select.poll()
+        poll.register(self._born, select.POLLIN)
+        said = os.read(self._born, ANSWER.size) if poll.poll(_BORN_MS) else b""
+        return int(ANSWER.unpack(said)[0]) if len(said) == ANSWER.size else 0
+
+    def close(self) -> None:
+        self._ask.close()
+        os.close(self._born)
+
+
 def serve(control: socket.socket) -> None:
     """Until the executor is gone."""
     place = _marker_place()
+    main.rehearse()
     gc.collect()
     gc.freeze()  # what is shared with all runners is not touched by their collectors
+    spare = _fork(control, place)
     while True:
-        request, descriptors = _receive(control)
-        if not request:
+        marker, descriptors = _receive(control)
+        if not marker:
             return
-        pid = _fork(request, descriptors, control, place)
+        pid = 0
+        for _ in range(2):  # one that waited may have been killed; the second is new
+            if spare is not None and len(descriptors) == 3:
+                pid = spare.take(marker, descriptors)
+                spare.close()
+            if pid:
+                break
+            spare = _fork(control, place)
         for descriptor in descriptors:
             os.close(descriptor)
         control.send(ANSWER.pack(pid))
+        if pid:
+            spare = _fork(control, place)
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
@@ -60,47 +97,42 @@ def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(found)
 
 
-def _fork(marker: bytes, descriptors: list[int], control: socket.socket, place: int) -> int:
-    """The pid of a new runner; 0 when there is none."""
-    if len(descriptors) != 3:
-        return 0
+def _fork(control: socket.socket, place: int) -> _Spare | None:
+    """A new runner that waits; None when the system does not give one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     born_read, born_write = os.pipe()
     try:
         try:
             middle = os.fork()
         except OSError:
-            return 0
+            ours.close()
+            os.close(born_read)
+            return None
         if middle == 0:
-            _middle(marker, descriptors, control, place, (born_read, born_write))
-        os.close(born_write)
-        born_write = -1
+            with contextlib.suppress(BaseException):  # a middle process must never come back into the loop
+                if os.fork() == 0:
+                    control.close()
+                    ours.close()
+                    os.close(born_read)
+                    _wait(theirs, place, born_write)
+            os._exit(0)
         os.waitpid(middle, 0)
-        poll = select.poll()
-        poll.register(born_read, select.POLLIN)
-        said = os.read(born_read, ANSWER.size) if poll.poll(_BORN_MS) else b""
-        return int(ANSWER.unpack(said)[0]) if len(said) == ANSWER.size else 0
+        return _Spare(ours, born_read)
     finally:
-        os.close(born_read)
-        if born_write >= 0:
-            os.close(born_write)
+        theirs.close()
+        os.close(born_write)
 
 
-def _middle(
-    marker: bytes, descriptors: list[int], control: socket.socket, place: int, born: tuple[int, int]
-) -> NoReturn:
-    with contextlib.suppress(BaseException):  # a middle process must never come back into the loop
-        if os.fork() == 0:
-            _become_runner(marker, descriptors, control, place, born)
-    os._exit(0)
-
-
-def _become_runner(
-    marker: bytes, descriptors: list[int], control: socket.socket, place: int, born: tuple[int, int]
-) -> NoReturn:
+def _wait(asked: socket.socket, place: int, born: int) -> NoReturn:
+    """In the runner: until it is asked for."""
     try:
-        os.setsid()
-        if place:
+        main.rehearse()
+        marker, descriptors = _receive(asked)
+        if len(descriptors) != 3:
+            os._exit(0)  # the forkserver has gone
+        if place:  # before it leaves the forkserver's group: at no instant is it out of a killer's sight
             ctypes.memmove(place, marker.ljust(MARKER_ROOM, b"\0")[:MARKER_ROOM], MARKER_ROOM)
+        os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         out, err, channel = descriptors
@@ -109,10 +141,9 @@ def _become_runner(
         os.close(out)
         os.close(err)
         os.set_inheritable(channel, False)
-        control.close()
-        os.close(born[0])
-        os.write(born[1], ANSWER.pack(os.getpid()))
-        os.close(born[1])
+        asked.close()
+        os.write(born, ANSWER.pack(os.getpid()))
+        os.close(born)
         main.run(socket.socket(fileno=channel))
     finally:
         os._exit(1)

@@ -87,7 +87,7 @@ async def run_program(
             with theirs:
                 child = await _begin(dispatch, code, environment, directory, theirs, host, stage)
             control.started.set()
-            course = Course(child, dispatch, sink, control, host, mask, sent=prologue.sent)
+            course = Course(child, dispatch, sink, control, host, mask, sent=prologue.sent, what="the method")
             requests = Requests(
                 dispatch,
                 stage.access,

@@ -1,0 +1,371 @@
+"""Methods that go wrong, in real processes: each is a clear error of its step, and nothing else is harmed."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+from conftest import Lines, Site
+
+from swamp_proto.limits import RUNNER_FRAME_MAX
+from swamp_proto.messages.dispatch import Outcome
+from swamp_worker.execution.interface import Control
+
+WRONG = [
+    ("raise ValueError('no such host')", "ValueError: no such host (ext.py:23)"),
+    ("raise StepFailed('not today')", "not today (ext.py:23)"),
+    ("raise ValueError", "ValueError (ext.py:23)"),
+    ("sys.exit(3)", "it ended by sys.exit(3) (ext.py:23)"),
+    ("raise KeyboardInterrupt", "KeyboardInterrupt (ext.py:23)"),
+    ("return 3", "go returned int, which goes nowhere: declare it by @method(returns=…)"),
+    ("await context.write_resource('nonsense', {})", "@test/ext declares no resource 'nonsense'; it declares 'thing' (ext.py:23)"),
+    ("await context.write_resource('paper', {})", "@test/ext declares no resource 'paper'"),
+    ("await context.write_resource(resource(Thing), Thing('x'))", "declares no resource"),
+    ("await context.write_resource(self.thing, {'name': 1})", "the resource 'thing' of 'thing': name must be text, not 1"),
+    ("await context.write_resource(self.thing, {'name': 'x', 'more': 1})", "more is not a valid input property"),
+    ("await context.write_resource(self.thing, {'name': {1, 2}})", "name: set has no form in JSON"),
+    ("await context.write_resource(self.thing, Thing('x'), '../x')", "'../x' is no name of a record"),
+    ("context.open_file('thing')", "declares no file 'thing'; it declares 'paper', 'blob'"),
+    ("context.follow_up('nothing')", "@test/ext has no method 'nothing'"),
+    ("await context.query('nobody said')", "this test does not say what the query 'nobody said' answers"),
+    ("await context.put_secret('a', 'b', 'x' * 5_000_000)", "a message of 5000"),
+    ("os._exit(4)", "The method's process ended with code 4 before the method did"),
+    ("os.kill(os.getpid(), 11)", "The method's process was killed by SIGSEGV"),
+    ("os.kill(os.getpid(), 9)", "The method's process was killed by SIGKILL (possibly out of memory)"),
+    ("os.kill(os.getpid(), 15); await trio.sleep(9)", "The method was ended by a SIGTERM that swamp did not send"),
+    ("import nobody_has_this", "ModuleNotFoundError: No module named 'nobody_has_this' (ext.py:23)"),
+]  # fmt: skip
+
+
+async def test_a_method_that_goes_wrong(site: Site) -> None:
+    """One executor for all: what one does must not touch the next."""
+    for body, said in WRONG:
+        code = f"@method\nasync def go(self, context: Context) -> None:\n    {body}\n"
+        finished, _ = await site.run(code)
+        assert finished.outcome is Outcome.FAILED, body
+        assert finished.error is not None
+        assert said in finished.error, body
+        assert finished.left == 0
+
+
+async def test_a_method_that_closes_the_channel_fails_alone(site: Site) -> None:
+    finished, _ = await site.run("@method\ndef go(self, context: PlainContext) -> None: os.closerange(3, 99)")
+    assert finished.outcome is Outcome.FAILED
+    assert finished.error == "The method's process ended with code 1 before the method did"
+
+
+async def test_the_log_has_the_authors_traceback_and_nothing_of_ours(site: Site) -> None:
+    code = """
+    @method
+    async def go(self, context: Context) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.below, context)
+
+    async def below(self, context) -> None:
+        try:
+            {}["missing"]
+        except KeyError as error:
+            raise ValueError("because") from error
+    """
+    finished, lines = await site.run(code)
+    assert finished.error == "ValueError: because (ext.py:30)"
+    assert "KeyError: 'missing'" in lines.text
+    assert 'File "ext.py", line 28, in below' in lines.text
+    assert "swamp_worker" not in lines.text
+    assert "trio" not in lines.text.replace("trio.open_nursery", "")
+
+
+async def test_a_secret_in_an_error_is_masked_everywhere(site: Site) -> None:
+    site.access.secrets["ops/token"] = "very-secret-value"
+    code = """
+    @method
+    async def go(self, context: Context, arguments: Count) -> None:
+        token = await context.secret("ops", "token")
+        await context.write_resource(self.thing, Thing(token), token)
+        async with context.open_file(self.paper) as file:
+            for _ in range(200_000):
+                await file.write("0123456789 ")
+            await file.write(token)
+        raise ValueError(f"login with {token} and hidden-argument failed")
+
+    @report
+    async def summary(self, context: Context, findings: Findings) -> str:
+        return findings.error
+    """
+    finished, lines = await site.run(code, secrets=("hidden-argument",), reports=("summary",))
+    assert finished.error == "ValueError: login with *** and *** failed (ext.py:29)"
+    everything = (
+        lines.text + finished.error + "".join(str(each.content) + each.name for each in finished.outputs)
+    )
+    everything += "".join(f"{each.name} {each.text()[-100:]}" for each in site.access.records)
+    assert "very-secret" not in everything
+    assert "hidden-argument" not in everything
+    resource, paper = site.access.records
+    assert resource.json() == {"name": "***", "size": 0}
+    assert paper.text().endswith("6789 ***")
+
+
+async def test_binary_and_endless_lines_do_not_disturb(site: Site) -> None:
+    code = """
+    @method
+    async def go(self, context: Context) -> None:
+        sys.stdout.buffer.write(bytes(range(256)) * 20)
+        sys.stdout.flush()
+        os.write(1, b"\\x00\\x01\\x00\\x00" * 100)
+        print("\\ud800 half a character")
+        print("x" * 300_000)
+        await context.write_resource(self.thing, Thing("still speaks"))
+    """
+    finished, lines = await site.run(code)
+    assert finished.error is None
+    assert site.access.records[0].json() == {"name": "still speaks", "size": 0}
+    assert "\\ud800 half a character" in lines.text
+    assert lines.text.count("x") >= 300_000
+
+
+async def test_what_is_forked_and_forgotten_is_killed_and_counted(site: Site) -> None:
+    code = """
+    @method
+    def go(self, context: PlainContext) -> None:
+        for detach in (False, True):
+            if os.fork() == 0:
+                if detach:
+                    os.setsid()
+                    if os.fork():
+                        os._exit(0)
+                time.sleep(60)
+                os._exit(0)
+        import subprocess
+        subprocess.Popen(["sleep", "60"])
+        print("leaving")
+    """
+    finished, lines = await site.run(code)
+    assert finished.error is None
+    assert finished.left == 0
+    assert "leaving" in lines.text
+    assert "swamp: 3 processes that the method left behind were killed" in lines.text
+
+
+async def test_ten_thousand_open_files_are_the_methods_own_trouble(site: Site) -> None:
+    code = """
+    @method
+    async def go(self, context: Context) -> None:
+        held = []
+        try:
+            for _ in range(10_000):
+                held.append(open("/dev/null"))
+        except OSError as error:
+            print("refused", error.errno)
+        await context.write_resource(self.thing, Thing("x", len(held)))
+    """
+    finished, _ = await site.run(code)
+    assert finished.error is None or "Too many open files" in finished.error
+    after, _ = await site.run("@method\nasync def go(self, context: Context) -> None: ...")
+    assert after.error is None
+
+
+def _never(waits: str, plain: bool = True) -> str:
+    head = "def go(self, context: PlainContext)" if plain else "async def go(self, context: Context)"
+    return f"@method\n{head} -> None:\n    try:\n        print('begun')\n        {waits}\n    finally:\n        print('cleaned')"
+
+
+NEVER = {
+    "async": _never("await trio.sleep_forever()", plain=False),
+    "plain": _never("time.sleep(60)"),
+    "asking": _never("context.read_resource('slow')"),
+    "polling": _never("while not context.cancelled: time.sleep(0.01)"),
+}
+STUBBORN = _never("signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(60)")
+
+
+@pytest.mark.parametrize("kind", NEVER)
+async def test_cancel_is_cooperative_first(site: Site, kind: str) -> None:
+    if kind == "asking":
+        site.access.latency_s = 60
+    control = Control()
+    dispatch = site.dispatch(site.extension(NEVER[kind]))
+    lines = Lines()
+    with trio.fail_after(15):
+        async with trio.open_nursery() as nursery:
+
+            async def cancel() -> None:
+                await lines.wait_for("begun")
+                control.ask_cancel("a person asked", 10.0)
+
+            nursery.start_soon(cancel)
+            began = trio.current_time()
+            finished = await site.executor.execute(dispatch, lines, control)
+    assert trio.current_time() - began < 8
+    assert (finished.outcome, finished.error) == (Outcome.CANCELLED, "Cancelled: a person asked")
+    assert "cleaned" in lines.text
+    assert "Traceback" not in lines.text
+    assert finished.left == 0
+
+
+async def test_then_forced(site: Site) -> None:
+    control = Control(term_s=0.2)
+    finished, lines = await site.execute(site.dispatch(site.extension(STUBBORN), timeout_s=0.5), control)
+    assert (finished.outcome, finished.error) == (Outcome.TIMED_OUT, "Method timed out after 500ms")
+    assert "deaf" in lines.text
+    assert finished.left == 0
+
+
+async def test_a_cancelled_scope_kills_and_reaps_before_it_raises(site: Site) -> None:
+    dispatch = site.dispatch(site.extension(STUBBORN))
+    lines = Lines()
+    with trio.fail_after(15), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(site.executor.execute, dispatch, lines, Control())
+            await lines.wait_for("deaf")
+            assert site.keeper.left(dispatch.dispatch, None)
+            scope.cancel()
+    assert site.keeper.left(dispatch.dispatch, None) == []
+
+
+async def test_a_lease_that_has_ended_ends_the_step(site: Site) -> None:
+    site.access.lease_ended = True
+    code = """
+    @method
+    async def go(self, context: Context) -> None:
+        try:
+            await context.write_resource(self.thing, Thing("x"))
+        except LeaseEnded as error:
+            print("told:", error)
+        await trio.sleep_forever()
+    """
+    finished, _ = await site.run(code)
+    assert finished.outcome is Outcome.ABANDONED
+    assert finished.error == "Abandoned: the lease of this step has ended"
+
+
+async def test_an_oversized_or_broken_frame_fails_this_step_only(site: Site) -> None:
+    code = """
+    @method
+    def go(self, context: PlainContext) -> None:
+        import socket
+        channel = context._port._wire.channel
+        channel.sendall(bytes.fromhex(os.environ["BYTES"]))
+        time.sleep(30)
+    """
+    bundle = site.extension(code)
+    for data, said in (
+        ("ffffff7f", f"the limit is {RUNNER_FRAME_MAX}"),
+        ("04000000deadbeef", "malformed message"),
+    ):
+        finished, _ = await site.execute(site.dispatch(bundle, bindings={"BYTES": data}), Control(term_s=1.0))
+        assert finished.outcome is Outcome.FAILED
+        assert finished.error is not None
+        assert said in finished.error
+
+
+async def test_an_extension_that_does_not_load(site: Site) -> None:
+    for code, said in (
+        ("import nobody_has_this", "The extension can not be loaded: ModuleNotFoundError: No module named 'nobody_has_this' (ext.py:1)"),
+        ("x = (", "The extension can not be loaded: SyntaxError"),
+        ("class Ext: pass", "The extension can not be loaded: ext.py has no type 'Ext'"),
+        ("import os\nos._exit(9)", "The method's process ended with code 9 before the method did"),
+    ):  # fmt: skip
+        bundle = site.extension("")
+        (site.folders.found[bundle] / "ext.py").write_text(code)
+        finished, _ = await site.execute(site.dispatch(bundle))
+        assert finished.outcome is Outcome.FAILED
+        assert finished.error is not None
+        assert said in finished.error
+
+
+async def test_arguments_that_are_not_what_is_taken(site: Site) -> None:
+    bundle = site.extension("@method\ndef go(self, context: PlainContext, arguments: Count) -> None: ...")
+    finished, _ = await site.execute(site.dispatch(bundle, arguments={"count": "x", "more": 1}))
+    assert finished.error == (
+        'The arguments are not what go takes: count must be an integer, not "x"; more is not a valid input property'
+    )
+    finished, _ = await site.execute(site.dispatch(bundle, arguments={"text": "x" * RUNNER_FRAME_MAX}))
+    assert (
+        finished.error
+        == f"The arguments and the environment of the step have more than {RUNNER_FRAME_MAX} bytes"
+    )
+    finished, _ = await site.execute(site.dispatch(bundle, "nothing"))
+    assert finished.error == "@test/ext has no method 'nothing'"
+
+
+# ── the forkserver ──────────────────────────────────────────────────────────────────────────────────────────
+
+QUIET = "@method\ndef go(self, context: PlainContext) -> None: print('fine', os.getppid())"
+
+
+async def test_a_forkserver_that_died_is_replaced(site: Site) -> None:
+    bundle = site.extension(QUIET)
+    forks = site.executor._stage.forks
+    before, lines = await site.execute(site.dispatch(bundle))
+    assert before.error is None
+    assert lines.text == f"fine {os.getpid()}"
+    first = forks.pid
+    assert first is not None
+    for how in (signal.SIGKILL, signal.SIGSTOP):
+        os.kill(first, how)
+        if how == signal.SIGSTOP:  # it hangs: found out only by waiting for it
+            os.kill(first, signal.SIGKILL)
+        after, lines = await site.execute(site.dispatch(bundle))
+        assert after.error is None
+        assert lines.text == f"fine {os.getpid()}"
+        assert forks.pid not in (None, first)
+        first = forks.pid
+        assert first is not None
+
+
+async def test_the_runner_that_waits_may_die_unnoticed(site: Site) -> None:
+    bundle = site.extension(QUIET)
+    await site.execute(site.dispatch(bundle))
+    server = site.executor._stage.forks.pid
+    with trio.fail_after(10):
+        while not (spares := _spares(server)):  # noqa: ASYNC110 - only /proc tells
+            await trio.sleep(0.01)
+    for pid in spares:
+        os.kill(pid, signal.SIGKILL)
+    after, lines = await site.execute(site.dispatch(bundle))
+    assert after.error is None
+    assert "fine" in lines.text
+
+
+def _spares(server: int | None) -> list[int]:
+    """Children of ours in the forkserver's group: forked, and not asked for yet."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, rest = int(path.parent.name), path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if (int(rest[1]), int(rest[2])) == (os.getpid(), server) and pid != server and rest[0] != "Z":
+            found.append(pid)
+    return found
+
+
+async def test_the_forkserver_holds_nothing_of_the_executors(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWAMP_WORKER_TOKEN", "secret-of-the-worker")
+    await site.execute(site.dispatch(site.extension(QUIET)))
+    environment, threads = _look_at(site.executor._stage.forks.pid)
+    assert b"secret-of-the-worker" not in environment
+    assert threads == 1
+
+
+def _look_at(pid: int | None) -> tuple[bytes, int]:
+    return Path(f"/proc/{pid}/environ").read_bytes(), len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+async def test_code_with_dependencies_starts_cold_and_finds_them(site: Site, tmp_path: Path) -> None:
+    needed = tmp_path / "needed"
+    needed.mkdir()
+    (needed / "dependency_of_the_test.py").write_text("VALUE = 'from a dependency'\n")
+    bundle = site.extension(
+        "@method\nasync def go(self, context: Context) -> None:\n    import dependency_of_the_test as d\n"
+        "    print(d.VALUE)\n    await context.write_resource(self.thing, Thing('x'))"
+    )
+    site.folders.needs[str(site.folders.found[bundle])] = needed
+    finished, lines = await site.execute(site.dispatch(bundle))
+    assert finished.error is None
+    assert lines.text == "installing what it needs\nfrom a dependency"
+    assert site.access.records[0].name == "thing"
+    assert site.executor._stage.forks.pid is None
