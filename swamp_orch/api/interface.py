@@ -65,7 +65,8 @@ _CALLS = (
     _call("token.renew", "extend a live token", role="admin", name="string", durationMs="integer"),
     _call("worker.list", "workers", all="boolean?"),
     _call("worker.queue", "waiting steps and why", explain="boolean?"),
-    _call("worker.drain", "drain or undrain a worker", role="admin", name="string", draining="boolean", reason="string?", whenSafe="boolean?", wait="boolean?"),
+    _call("worker.drain", "drain or undrain a worker", role="admin", name="string", draining="boolean", reason="string?", whenSafe="boolean?"),
+    _call("worker.idle", "wait a moment until nothing of a worker is left", role="read", name="string"),
     # ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────
     _call("model.create", "create a definition", role="admin", type="string", name="string", globalArguments="object?", arguments="object?"),
     _call("model.get", "a definition", name="string"),

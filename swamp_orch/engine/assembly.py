@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
@@ -73,6 +73,7 @@ class LiveCalls:
                 "serve.status": self._serve_status,
                 "worker.list": self._workers,
                 "worker.drain": self._drain,
+                "worker.idle": self._idle,
                 "token.revoke": lambda parameters: self._token("token.revoke", parameters),
                 "token.renew": lambda parameters: self._token("token.renew", parameters),
             }
@@ -127,15 +128,28 @@ class LiveCalls:
             moved = [lease for lease in held if lease.reason is EndReason.DRAINED]
             answer["moved"] = [_place(lease) for lease in moved]
             answer["finishing"] = [_place(lease) for lease in held if lease.active]
-            if parameters.get("wait") is not False:
-                await flights.until_over(lease.dispatch for lease in held)
         return answer
+
+    async def _idle(self, parameters: Mapping[str, Any]) -> Any:
+        """Waits, for a moment at most: whoever asks for longer asks again."""
+        assert self._desk is not None
+        await self._parts.engine.taken_over.wait()
+        with trio.move_on_after(IDLE_WAIT_S):
+            await self._parts.flights.until_idle(parameters["name"])
+        return {
+            "name": parameters["name"],
+            "idle": not self._parts.flights.held_by(parameters["name"]),
+            "draining": await self._desk.is_draining(parameters["name"]),
+        }
 
     async def _token(self, name: str, parameters: Mapping[str, Any]) -> Any:
         assert self._desk is not None
         answer = await self._stored(name, parameters)
         self._desk.look_again()
         return answer
+
+
+IDLE_WAIT_S: Final = 20.0  # of one call; a client waits for an answer for minutes, not for hours
 
 
 def _place(lease: Lease) -> dict[str, Any]:

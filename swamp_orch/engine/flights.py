@@ -516,14 +516,17 @@ class Flights:
         """End what this worker has not written under, so that it goes elsewhere. Answers all that it held, with its
         decided ends.
         """
-        held = self._leases.held_by(worker)
+        held = self.held_by(worker)
         self._tell(core.DrainAsked(worker))
         return tuple(self._leases.get(lease.dispatch) or lease for lease in held)
 
-    async def until_over(self, dispatches: Iterable[str]) -> None:
-        """Until none of these is under a lease, nor may live on under one that ended."""
-        waited = set(dispatches)
-        while any(self._leases.get(dispatch) is not None for dispatch in waited):
+    def held_by(self, worker: str) -> tuple[Lease, ...]:
+        """What a worker has under a lease, or may still have living under one that ended."""
+        return self._leases.held_by(worker)
+
+    async def until_idle(self, worker: str) -> None:
+        """Until that is nothing."""
+        while self.held_by(worker):
             await self._told.park()
 
     def mints_at_work(self) -> frozenset[tuple[str, str]]:

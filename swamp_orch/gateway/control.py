@@ -348,6 +348,11 @@ class ControlDesk:
             "reason": state.drain_reason,
         }
 
+    async def is_draining(self, name: str) -> bool:
+        """Whether an operator's drain is in force."""
+        stored = await trio.to_thread.run_sync(read_worker, self._store, name)
+        return stored is not None and stored.operator_drain
+
     async def close(self, farewell: Refused) -> None:
         """The orchestrator stops: tell every worker and let their links end."""
         self.closing = farewell

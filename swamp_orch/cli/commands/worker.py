@@ -1,6 +1,5 @@
 """`swamp worker`: enrollment tokens, the pool, the queue. `connect` itself is the worker package's."""
 
-from collections.abc import Callable
 from typing import Any
 
 import click
@@ -9,7 +8,7 @@ from swamp_orch.cli import console
 from swamp_orch.cli.durations import lifetime_ms
 from swamp_orch.cli.groups import Command, argument, command, option
 from swamp_orch.cli.invocation import Invocation
-from swamp_proto.errors import UsageError
+from swamp_proto.errors import OperationFailed, UsageError
 
 
 @command(
@@ -192,7 +191,7 @@ def _draining(
         return invocation.call("worker.drain", name=name, draining=draining, reason=reason, **how)
 
     if when_safe:
-        _drain_when_safe(invocation, name, ask)
+        _drain_when_safe(invocation, name, ask(whenSafe=True))
         return
     done = ask()
     if invocation.json:
@@ -220,9 +219,8 @@ def drain(invocation: Invocation, name: str, reason: str | None, when_safe: bool
     _draining(invocation, name, True, reason, when_safe)
 
 
-def _drain_when_safe(invocation: Invocation, name: str, ask: Callable[..., Any]) -> None:
-    """First what is decided at once, for who waits; then the wait, which may be as long as a step."""
-    begun = ask(whenSafe=True, wait=False)
+def _drain_when_safe(invocation: Invocation, name: str, begun: dict[str, Any]) -> None:
+    """First what was decided at once, for who waits; then the wait, which may be as long as a step."""
     if not invocation.json:
         print(
             f"{console.paint('✓', 'green', invocation.color)} Worker {name} is draining: it gets nothing new."
@@ -231,9 +229,13 @@ def _drain_when_safe(invocation: Invocation, name: str, ask: Callable[..., Any])
             print(f"Moved to another worker, since nothing was written: {_places(begun['moved'])}")
         if begun["finishing"]:
             print(f"Finishing here: {_places(begun['finishing'])}", flush=True)
-    done = ask(whenSafe=True)
+    while not (found := invocation.call("worker.idle", name=name))["idle"]:
+        if not found["draining"]:
+            raise OperationFailed(
+                f"worker {name} takes work again: somebody ended its drain", hint="swamp worker list"
+            )
     if invocation.json:
-        invocation.document(done | {"moved": begun["moved"], "finishing": begun["finishing"]})
+        invocation.document(begun)
     else:
         print(f"Nothing runs on {name} any more: it can be switched off.")
 
