@@ -228,7 +228,8 @@ class Scheduler:
             key, serial = heappop(order)
             queue = by_serial[serial]
             if self._head(queue) != key:
-                continue  # its head changed since: it was offered again then
+                offer(queue)  # its head was placed, or moved to its group's worker: another one waits now
+                continue
             demand = self._demands[queue.waiting[0][1]][0]
             name = self._choose(queue, demand.avoid, now_ms)
             if name is None:

@@ -104,7 +104,7 @@ def some_demand(dice: random.Random, serial: int) -> Demand:
         labels=dice.choice(({}, *LABELS)) if target is None else {},
         platform=dice.choice((None, None, None, "linux", "linux/x86_64")),
         avoid=frozenset(dice.sample(NAMES, dice.choice((0, 0, 1, 2)))),
-        affinity=dice.choice((None, None, None, "a", "b")),
+        affinity=dice.choice((None, None, "a", f"g{serial // 3}", f"g{serial // 3}")),
         timeout_s=dice.choice((None, None, 5.0, 30.0)),
     )
 

@@ -118,6 +118,16 @@ def test_affinity_is_pinned_when_the_first_is_placed() -> None:
     assert [one.worker for one in scheduler.take_placements(0)] == ["b"]
 
 
+def test_who_waits_behind_a_group_is_considered_when_the_group_moves_to_its_worker() -> None:
+    """Placing the first of a group moves the second to a queue of its own: whoever was behind it is the head now."""
+    scheduler = Scheduler()
+    scheduler.add(Demand("one", queued_at=1, affinity="run:job"))
+    scheduler.add(Demand("two", queued_at=2, affinity="run:job"))
+    scheduler.add(Demand("three", queued_at=3))
+    scheduler.worker_changed(worker("a", capacity=3), 0.0)
+    assert [one.demand for one in scheduler.take_placements(0)] == ["one", "two", "three"]
+
+
 def test_nothing_is_granted_while_stopped() -> None:
     scheduler = pool(worker())
     scheduler.stop_granting("the disk is full")
