@@ -121,6 +121,7 @@ BALLAST_BYTES: Final = 8 * MIB
 EXPORT_MAX: Final = 64 * MIB  # one record in one answer
 ATTRIBUTES_MAX: Final = 4 * MIB  # larger JSON content has no queryable attributes
 BLOB_ORPHAN_KEPT_S: Final = 48 * 3600.0  # a staged blob no row names yet is kept this long
+STORE_RETRY_S: Final = 1.0  # between tries of what must be recorded, while the disk is full
 STORE_BUSY_S: Final = 30.0  # wait for another process that is writing
 GROUP_COMMIT_MAX: Final = 256  # batches in one transaction
 # The log is folded into the store file in the background from this length on (16 MiB): rarely enough for the 99th

@@ -23,7 +23,6 @@ from swamp_orch.core.lease_ends import Ends
 from swamp_orch.core.lease_events import LeaseFound
 from swamp_orch.core.lease_table import Happening, Stage
 from swamp_orch.core.lease_values import Effect, EndReason, EndStep, FailStep, Lease, LeaseState, Phase
-from swamp_proto.errors import Bug
 from swamp_proto.limits import CANCEL_WAIT_S, GRACE_RESETS_MAX
 
 
@@ -74,8 +73,6 @@ class Reconciling(Ends):
         """The end is durable, but its step does not know: say it again; once its execution is dead, if it
         matters.
         """
-        if lease.completed:
-            raise Bug(f"dispatch {lease.dispatch} completed together with its step")
         entry = self._enter(lease, Stage(lease.state.value), link_up=False)
         entry.end_durable = True
         left_s = min(lease.grace_s, max(0, (lease.replace_ms or 0) - self._now_ms) / 1000)
@@ -87,6 +84,8 @@ class Reconciling(Ends):
         ends_by = None if entry.dead else self._wall(entry.replace_s)
         if step_ended:
             pass
+        elif lease.completed:  # its run had failed under it
+            yield FailStep(lease, "its end was recorded, and its outputs were not", left, ends_by)
         elif lease.state is LeaseState.EXPIRED:
             entry.requeue = self._requeue(lease)
         elif lease.cancel_kind is not None and lease.state is LeaseState.CANCELLED:

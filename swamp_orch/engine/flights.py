@@ -52,7 +52,7 @@ from swamp_orch.store.interface import (
 from swamp_orch.store.trio_store import answer as answered
 from swamp_proto.envelope import Request
 from swamp_proto.errors import Broken, Conflict, RefusalCode, Refused, SwampError
-from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT, CANCEL_TERM_S, STALL_S, Tempo
+from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT, CANCEL_TERM_S, STALL_S, STORE_RETRY_S, Tempo
 from swamp_proto.messages.dispatch import (
     CancelDispatch,
     Dispatch,
@@ -74,7 +74,6 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.5
 STUCK_LOOK_S: Final = 1.0  # between two looks at what can not be killed
-STORE_RETRY_S: Final = 1.0  # between tries while the disk is full
 
 
 @attrs.frozen
@@ -455,6 +454,11 @@ class Flights:
             return None
         self._tell(core.Committed(flight.dispatch))
         return done
+
+    async def unsaved(self, flight: Flight, error: SwampError) -> None:
+        """The outputs of a completion could not even be staged: as if its commit had failed."""
+        await self._commit_failed(flight.dispatch, error)
+        self._ask_again(flight)
 
     def _ask_again(self, flight: Flight) -> None:
         """A report could not be saved. Its holder has it still, and says it again when it is told so."""

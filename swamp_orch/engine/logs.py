@@ -5,6 +5,7 @@ stays in memory until the completion. A long one goes to a file under `.swamp/da
 that a worker that forgets noted lines and an orchestrator that dies never lose one between them.
 """
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -15,7 +16,7 @@ import trio
 
 from swamp_orch.engine.ingress import MaskedLines
 from swamp_orch.store.interface import Content, Store
-from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_BATCH_BYTES_MAX
+from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_BATCH_BYTES_MAX, STORE_RETRY_S
 from swamp_proto.messages.dispatch import LogLine
 
 Emit = Callable[[int, LogLine], None]
@@ -56,13 +57,26 @@ class LogSpool:
         """Bring the tail to disk; answers the number of the newest line that is durable."""
         async with self._lock:
             if self._tail:
-                data, through = b"".join(self._tail), self.through
-                self._tail.clear()
-                self._tail_bytes = 0
-                await trio.to_thread.run_sync(self._append, data)
+                pieces, through = len(self._tail), self.through
+                data = b"".join(self._tail)
+                await self._append_at_last(data)
+                del self._tail[:pieces]
+                self._tail_bytes -= len(data)
                 self._on_disk += len(data)
                 self.noted = through
         return self.noted
+
+    async def _append_at_last(self, data: bytes) -> None:
+        """While the disk is full it is tried again: whoever waits for these lines to be noted sends no more meanwhile."""
+        while True:
+            try:
+                await trio.to_thread.run_sync(self._append, data)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                await trio.sleep(STORE_RETRY_S)
+            else:
+                return
 
     def _append(self, data: bytes) -> None:
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

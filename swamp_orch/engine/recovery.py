@@ -25,10 +25,12 @@ from swamp_orch.engine.owners import is_alive, process_identity
 from swamp_orch.engine.placing import Placing
 from swamp_orch.store.bookkeeping import LEASES_ID, WORKFLOW_RUN, iso
 from swamp_orch.store.bookkeeping import lease_record as lease_name
+from swamp_orch.store.errors import NO_ROOM
 from swamp_orch.store.interface import Batch, Comparison, Record, Selection, Store, Term
 from swamp_orch.store.trio_store import answer, commit
 from swamp_orch.tokens.records import read_workers, worker_record
 from swamp_proto.errors import Conflict, SwampError
+from swamp_proto.limits import STORE_RETRY_S
 
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
@@ -93,8 +95,8 @@ class Recovery:
         for state, future in zip(gone, commits, strict=True):
             try:
                 done = None if future is None else await answer(future)
-            except Conflict:
-                done = None  # somebody changed it in between; it is read again when it enrolls
+            except (Conflict, *NO_ROOM):
+                done = None  # it is read again, and recorded, when it enrolls
             if self._placing is not None:
                 version = state.version if done is None else done.records[0].version
                 self._placing.worker_known(attrs.evolve(state, version=version))
@@ -172,7 +174,12 @@ class Recovery:
         from swamp_orch.engine.records import run_record
 
         record = run_record(found.record.model_id, found.record.model_name, ended, found.record.version)
-        try:
-            await commit(self._store, Batch((record,)))
-        except Conflict:
-            return  # somebody else decided about it
+        while True:
+            try:
+                await commit(self._store, Batch((record,)))
+            except NO_ROOM:
+                await trio.sleep(STORE_RETRY_S)
+                continue
+            except Conflict:
+                pass  # somebody else decided about it
+            return

@@ -8,7 +8,7 @@ Rules that hold here:
 4. A run is over when its nursery is: no step's task outlives it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -50,11 +50,12 @@ from swamp_orch.expressions.secret import mask_tree
 from swamp_orch.reports.report import Report, report_records
 from swamp_orch.reports.workflow_summary import workflow_summary
 from swamp_orch.store.bookkeeping import from_iso, iso
-from swamp_orch.store.interface import Batch, NewRecord, Owner, OwnerType, Store
+from swamp_orch.store.errors import NO_ROOM
+from swamp_orch.store.interface import Batch, Committed, NewRecord, Owner, OwnerType, Store
 from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
-from swamp_proto.limits import BATCH_RECORDS_MAX
+from swamp_proto.limits import BATCH_RECORDS_MAX, STORE_RETRY_S
 from swamp_worker.execution.interface import Executor
 
 
@@ -198,21 +199,34 @@ class Run:
     async def _watch_deadline(self, timeout_s: float) -> None:
         await trio.sleep(timeout_s)
         self._timed_out = True
-        await self._cancel(f"the run timed out after {timeout_s:g} s")
+        await self._cancel(f"the run timed out after {timeout_s:g} s", self.keep)
 
     async def ask_cancel(self, reason: str) -> None:
         """Durable before it is acknowledged; the steps then end by themselves."""
-        if not self._cancel_reason and not self.over.is_set():
-            await self._cancel(reason or "cancelled")
+        await self._cancel(reason or "cancelled", lambda batch: commit(self._parts.store, batch))
 
-    async def _cancel(self, reason: str) -> None:
-        self._cancel_reason = reason
+    async def _cancel(self, reason: str, record: Callable[[Batch], Awaitable[Committed]]) -> None:
         async with self._recording:
-            if self.ended_ms:
-                return  # it ended first
-            done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
-            self._version = done.records[0].version
+            if self.ended_ms or self._cancel_reason:
+                return  # it ended first, or is asked already
+            done = await record(Batch((self._record(expect=self._version, cancel_reason=reason),)))
+            self._version, self._cancel_reason = done.records[0].version, reason
         await self._advance(CancelAsked(reason))
+
+    async def keep(self, batch: Batch, *, large: bool = False) -> Committed:
+        """Commit what must be recorded. While there is no room for it, it is tried again; who watches is told once."""
+        told = False
+        while True:
+            try:
+                if not large:
+                    return await commit(self._parts.store, batch)
+                # What does not fit a row is written as a blob, which is not for the loop.
+                return await answered(await trio.to_thread.run_sync(self._parts.store.submit, batch))
+            except NO_ROOM as error:
+                if not told:
+                    self.warn(f"{error.message}; it is tried again until there is")
+                told = True
+                await trio.sleep(STORE_RETRY_S)
 
     async def _finish(self) -> None:
         async with self._recording:
@@ -233,9 +247,7 @@ class Run:
         report = workflow_summary(document) if self.request.kind == "workflow" else None
         if report is not None:
             batch += self._report_records(report)
-        # A summary of many steps is more than fits a row: it is written as a blob, which is not for the loop.
-        future = await trio.to_thread.run_sync(self._parts.store.submit, Batch(tuple(batch)))
-        await answered(future)
+        await self.keep(Batch(tuple(batch)), large=True)
         if report is not None:
             self.feed.emit(
                 "report",
@@ -282,7 +294,7 @@ class Run:
         self.status, self.error, self.ended_ms = RunStatus.FAILED.value, error, self._parts.clock_ms()
         # Where the store itself is the fault, the disk still says `running`, and the next start takes the run over.
         with suppress(SwampError):
-            await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+            await self.keep(Batch((self._record(expect=self._version),)))
         duration_ms = self.ended_ms - self.started_ms
         self.feed.emit(
             "run_ended",
@@ -309,7 +321,7 @@ class Run:
             batch = tuple(
                 records.step_record(self.origin(state), state.attributes(self.id)) for state in states
             )
-            await commit(self._parts.store, Batch(batch))
+            await self.keep(Batch(batch))
         for effect in effects:
             match effect:
                 case StartStep(key=key):
@@ -361,7 +373,7 @@ class Run:
             self.origin(self._state(StepKey(job, template))), template, mask_tree(items)
         )
         del self._steps[StepKey(job, template)]
-        await commit(self._parts.store, Batch((expansion,)))
+        await self.keep(Batch((expansion,)))
         await self._advance(StepsExpanded(job, template, tuple(items)))
 
     def _take_items(self, job: str, template: str, items: Mapping[str, Any]) -> None:
@@ -431,10 +443,7 @@ class Run:
             state.ended_ms = self._parts.clock_ms()
         if not recorded:
             state.ended_ms = state.ended_ms or self._parts.clock_ms()
-            await commit(
-                self._parts.store,
-                Batch((records.step_record(self.origin(state), state.attributes(self.id)),)),
-            )
+            await self.keep(Batch((records.step_record(self.origin(state), state.attributes(self.id)),)))
         self._emit_end(state)
         del self._work[state.key]
         await self._advance(StepEnded(state.key, state.status, state.allowed, state.reason or state.error))
@@ -535,8 +544,8 @@ class Run:
     def states(self) -> tuple[StepState, ...]:
         return tuple(self._steps.values())
 
-    def attributes(self) -> dict[str, Any]:
-        """The run record's attributes."""
+    def attributes(self, cancel_reason: str = "") -> dict[str, Any]:
+        """The run record's attributes; `cancel_reason`: as it is about to be asked for."""
         request = self.request
         found: dict[str, Any] = {
             "runId": self.id,
@@ -551,8 +560,8 @@ class Run:
         }
         if request.timeout_s is not None:
             found["timeoutS"] = request.timeout_s
-        if self._cancel_reason:
-            found["cancelReason"] = self._cancel_reason
+        if self._cancel_reason or cancel_reason:
+            found["cancelReason"] = self._cancel_reason or cancel_reason
         if self.ended_ms:
             found |= {
                 "endedAt": iso(self.ended_ms),
@@ -602,8 +611,9 @@ class Run:
             found["failedStep"] = self._failed_step.step
         return found
 
-    def _record(self, expect: int) -> NewRecord:
-        return records.run_record(self.id, self.request.workflow.name, self.attributes(), expect)
+    def _record(self, expect: int, cancel_reason: str = "") -> NewRecord:
+        name = self.request.workflow.name
+        return records.run_record(self.id, name, self.attributes(cancel_reason), expect)
 
 
 def _told(error: SwampError) -> str:

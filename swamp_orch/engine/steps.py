@@ -25,11 +25,11 @@ from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
 from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.bookkeeping import from_iso, iso
+from swamp_orch.store.errors import NO_ROOM
 from swamp_orch.store.interface import Appended, Batch, Committed, Content, NewRecord, Store
 from swamp_orch.store.trio_store import answer as answered
-from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
-from swamp_proto.limits import CANCEL_TERM_S, INLINE_CONTENT_MAX
+from swamp_proto.limits import CANCEL_TERM_S, INLINE_CONTENT_MAX, STORE_RETRY_S
 from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
 from swamp_worker.execution.interface import Control
 
@@ -208,6 +208,10 @@ class StepWork:
                 granting = self._grant(order, slot)
             try:
                 again = await self._attempt(order, granting)
+            except NO_ROOM as error:
+                if self._granted:
+                    raise
+                again = self._not_granted(error)
             finally:
                 flight = granting.flight
                 if not self._granted or (flight.slot.worker is None and not flight.stuck):
@@ -247,6 +251,9 @@ class StepWork:
             if not self._granted or (slot.worker is None and not flight.stuck):
                 slot.release()
             parts.flights.close(flight)
+        if isinstance(again, _Later):
+            with self._wait():
+                await trio.sleep(again.after_s)
         if again is not None:
             await self.run(order)
 
@@ -255,9 +262,8 @@ class StepWork:
         state = self._state
         state.status, state.error = self._cancel_status, self._cancel_reason
         state.ended_ms = self._parts.clock_ms()
-        await commit(
-            self._parts.store,
-            Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),)),
+        await self._run.keep(
+            Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),))
         )
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,6 +284,14 @@ class StepWork:
         self._flight, self._granted = flight, False
         self._control = Control()
         return _Granting(flight, future)
+
+    def _not_granted(self, error: SwampError) -> "_Later":
+        """There was no room to record the grant: it never was. The step waits like any other."""
+        state = self._state
+        state.attempt -= 1
+        state.status, state.reason = StepStatus.WAITING, error.message
+        self._run.warn(f"{error.message}; the step waits", state)
+        return _Later(STORE_RETRY_S)
 
     async def _attempt(self, order: Order, granting: "_Granting") -> "Again | _Later | None":
         """Execute and end. `Again` or `_Later` when the step is to be placed anew, None when it has ended."""
@@ -351,9 +365,14 @@ class StepWork:
         if later is not None:
             state.status, state.retries = StepStatus.WAITING, state.retries + 1
             state.reason = f"{state.error}; tried again in {later.after_s:g} s"
-        made = await self._outputs(order, flight, finished)
-        batch = (*made, records.step_record(run.origin(state), state.attributes(run.id)))
-        done = await parts.flights.commit_end(flight, end, batch)
+        done: Committed | None = None
+        try:
+            made = await self._outputs(order, flight, finished)
+        except NO_ROOM as error:
+            await parts.flights.unsaved(flight, error)
+        else:
+            batch = (*made, records.step_record(run.origin(state), state.attributes(run.id)))
+            done = await parts.flights.commit_end(flight, end, batch)
         if done is None:
             if later is not None:
                 state.retries -= 1
@@ -375,7 +394,7 @@ class StepWork:
 
     async def _seal_partial(self, order: Order, flight: Flight) -> None:
         """The lease ended without a report: what was streamed is kept as evidence, marked with the outcome."""
-        parts, run, state = self._parts, self._run, self._state
+        run, state = self._run, self._state
         outcome = Outcome.CANCELLED if state.status is StepStatus.CANCELLED else Outcome.ABANDONED
         nothing = Finished(
             dispatch=flight.message.dispatch,
@@ -389,9 +408,15 @@ class StepWork:
             started_ms=state.started_ms,
             duration_ms=state.ended_ms - state.started_ms,
         )
-        made = await self._outputs(order, flight, nothing)
-        done = await commit(
-            parts.store, Batch((*made, records.step_record(run.origin(state), state.attributes(run.id))))
+        while True:
+            try:
+                made = await self._outputs(order, flight, nothing)
+            except NO_ROOM:
+                await trio.sleep(STORE_RETRY_S)
+            else:
+                break
+        done = await run.keep(
+            Batch((*made, records.step_record(run.origin(state), state.attributes(run.id))))
         )
         state.records = _described(made, done.records)
         flight.spool.remove()

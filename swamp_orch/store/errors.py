@@ -7,7 +7,7 @@ import errno
 import os
 import sqlite3
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from swamp_proto.errors import Broken, SwampError, Unsupported
 
@@ -38,6 +38,10 @@ class StoreBusy(Broken):
 
     code = "store_busy"
     retryable: ClassVar[bool] = True
+
+
+NO_ROOM: Final = (StoreFull, StoreBusy)
+"""Nothing was written and the same batch may be sent again. What must be recorded waits for that."""
 
 
 class StoreTooNew(Unsupported):

@@ -40,6 +40,7 @@ QUIET_START_S: Final = (
     0.003  # output of a step this young is not looked at: most of them end first, in one wake-up
 )
 _LAST_LINES_S: Final = 2.0  # for the sink to take what a killed step had printed
+_LOOKS: Final = 3  # that find nothing, in a row, after something had to be killed
 _LATE_S: Final = 5.0  # the keeper's margin after a timeout and its TERM grace
 
 Capturing = Callable[[Stream, list[str]], object]
@@ -116,6 +117,7 @@ class Course:
         self._killed_by_keeper = False
         self._left: int | None = 0
         self._killed_children = 0
+        self._clean_looks = 0
 
     async def run(self, timeout_s: float | None) -> None:
         """From the started process to nothing left of it. Raises Cancelled only after that."""
@@ -252,9 +254,11 @@ class Course:
         control.on_ask = None
 
     async def _extinguish(self) -> None:
-        """KILL until nothing is left. Two system calls and no waiting when nothing is."""
+        """KILL until nothing is left. A few system calls and no waiting when nothing is; else it is believed after several
+        looks in a row, since one look can miss what is just forked or becoming another program.
+        """
         child, keeper, name = self._child, self._host.keeper, self._dispatch.dispatch
-        if not self._is_gone():
+        if not self._is_gone() or keeper.is_unclear():
             if self._ended_early is None:
                 self._killed_children = sum(pid != child.pid for pid in keeper.left(name, child.pid))
             with trio.CancelScope(shield=True):
@@ -278,7 +282,8 @@ class Course:
             process.signal_group(child.pid, signal.SIGKILL)
         for pid in self._host.keeper.strays(self._dispatch.dispatch):
             process.kill_and_reap(pid)
-        return self._is_gone()
+        self._clean_looks = self._clean_looks + 1 if self._is_gone() else 0
+        return self._clean_looks >= _LOOKS
 
     async def _finish_lines(self) -> None:
         """What the pipes still hold and every last partial line; bounded when it did not end by itself."""

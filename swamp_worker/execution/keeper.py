@@ -118,6 +118,12 @@ class Keeper:
             self._unknown_came.unpark_all()
         return [pid for pid in unknown if procfs.carries(pid, (dispatch,)) is not None]
 
+    def is_unclear(self) -> bool:
+        """Whether one of our children may be anybody's: it is just becoming another program. Cheap when there are none."""
+        listed = procfs.children() if self.is_subreaper else None
+        own = self._process.pid if self._process else 0
+        return any(procfs.is_unclear(pid) for pid in listed or () if pid not in self._leaders and pid != own)
+
     def left(self, dispatch: str, group: int | None) -> list[int]:
         """Every living process of a dispatch: of its group, and with its marker wherever it went. Reads all
         of /proc.

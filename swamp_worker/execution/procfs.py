@@ -63,6 +63,18 @@ def carries(pid: int, markers: Iterable[str]) -> str | None:
     return None
 
 
+def is_unclear(pid: int) -> bool:
+    """Whether it lives and shows no environment: between two programs (`execve`) it has none for an instant."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123 - on the keeper's path
+            if file.read(1):
+                return False
+    except OSError:
+        return False
+    found = process(pid)
+    return found is not None and not found.dead
+
+
 def children() -> list[int] | None:
     """Our own children, orphans that became ours included. None where the system does not list them. One
     small read.

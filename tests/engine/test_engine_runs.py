@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import trio
 from swamp_orch.api.application import Application, LiveApplication
 from swamp_orch.api.inprocess import InProcessSession
 from swamp_orch.definitions.repository import find, init
-from swamp_orch.engine import flights
+from swamp_orch.engine import flights, runs, steps
 from swamp_orch.engine.assembly import assemble
 from swamp_orch.serve import wall_ms
+from swamp_orch.store.errors import StoreFull
+from swamp_orch.store.interface import Batch, Committed
 from swamp_orch.store.sqlite import open_store
 from swamp_proto.errors import NotFound, SwampError
 from swamp_proto.limits import Tempo
@@ -389,3 +392,75 @@ def test_a_run_at_work_says_what_is_still_to_come(place: Place) -> None:
     for told, kept in zip(ended["run"]["jobs"], after["jobs"], strict=True):
         assert (kept["name"], kept["status"]) == (told["name"], told["status"])
         assert abs(kept["duration"] - told["duration"]) < 100
+
+
+class Quiet(Loud):
+    """Warnings are expected."""
+
+    def warning(self, event: str, **fields: Any) -> None:
+        return
+
+
+async def test_a_full_disk_ends_no_run_and_loses_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grants, completions and ends of runs wait for room; a cancel that could not be recorded was not acknowledged, nor asked."""
+    place = Place(tmp_path)
+    place.model("m", f"touch {tmp_path}/seen; until test -e {tmp_path}/go; do sleep 0.01; done; echo done")
+    place.workflow("w", job(step("a", "m"), step("b", "m", "dependsOn: [a]")))
+    place.session.close()
+    for module in (runs, steps, flights):
+        monkeypatch.setattr(module, "STORE_RETRY_S", 0.02)
+    repository = find(tmp_path)
+    with trio.fail_after(20), closing(open_store(repository.data)) as store:
+        refused: list[Batch] = []
+        full = False
+        submit, submit_to = store.submit, store.submit_to
+
+        def submit_or_not(batch: Batch) -> Any:
+            if not full:
+                return submit(batch)
+            refused.append(batch)
+            answer: Future[Committed] = Future()
+            answer.set_exception(StoreFull("no space left"))
+            return answer
+
+        def submit_to_or_not(batch: Batch, answer: Any) -> None:
+            if not full:
+                submit_to(batch, answer)
+                return
+            refused.append(batch)
+            answer.outcome = StoreFull("no space left")
+
+        async def until(look: Callable[[], Any]) -> None:
+            while not look():  # noqa: ASYNC110 - files and other modules' facts announce nothing
+                await trio.sleep(0.005)
+
+        async def until_refused() -> None:
+            refused.clear()
+            await until(lambda: refused)
+
+        monkeypatch.setattr(store, "submit", submit_or_not)
+        monkeypatch.setattr(store, "submit_to", submit_to_or_not)
+        async with assemble(
+            Application(repository, store), reporter=Quiet(), tempo=Tempo(), workers=True, clock_ms=wall_ms
+        ) as parts:
+            await parts.reconcile()
+            calls = parts.engine.handlers()
+            run_id = (await calls["workflow.run"]({"name": "w"}))["runId"]
+            (run,) = parts.engine.active_runs()
+            await until((tmp_path / "seen").exists)
+            full = True
+            with pytest.raises(StoreFull):
+                await calls["run.cancel"]({"runId": run_id})
+            (tmp_path / "go").touch()
+            await until_refused()  # the completion of a
+            full = False
+            await until(lambda: any(state.key.step == "b" for state in run.states()))
+            full = True
+            await until_refused()  # whatever comes next of b and of the run
+            assert not run.over.is_set()
+            full = False
+            await run.over.wait()
+            assert (run.status, run.counts()["succeeded"]) == ("succeeded", 2)
+        assert store.latest(run_id, "run-main") is not None
