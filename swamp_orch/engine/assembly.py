@@ -22,7 +22,7 @@ from swamp_orch.engine.placing import Placing
 from swamp_orch.engine.recovery import Recovery
 from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.trio_store import loop_commits
-from swamp_proto.environment import snapshot
+from swamp_proto.environment import host_part, snapshot
 from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, Tempo
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.keeper import open_keeper, reap_predecessor
@@ -199,7 +199,7 @@ async def assemble(
         engine = Engine(
             repository,
             store,
-            StepExecutor(folder / "work", keeper),
+            StepExecutor(folder / "work", keeper, host_part(os.environ)),
             flights=flights,
             placing=placing,
             orders=orders,

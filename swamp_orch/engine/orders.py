@@ -202,7 +202,10 @@ class Orders:
         self._functions = functions
         self._read_secret = read_secret
         self._environment = environment
-        self._env = dict(os.environ)  # `env.NAME`: this process's, as it was at the start
+        # `env.NAME`: this process's, as it was at the start. What is swamp's own is nobody's to read.
+        self._env = {
+            name: value for name, value in os.environ.items() if not name.upper().startswith("SWAMP_")
+        }
         self._methods: dict[tuple[str, str, str], _Method] = {}  # (run, model, method)
         self._fixed: dict[tuple[str, str], ModelType] = {}  # (run, type); extensions only
         self._recorded: dict[tuple[str, str], str] = {}  # (run, type) -> bundle, of runs that were taken over

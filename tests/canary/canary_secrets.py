@@ -30,6 +30,7 @@ SECRETS: Final[Mapping[str, str]] = {
     "brief": "Zq7!",  # as short as can be told from other text
 }  # fmt: skip
 TOO_SHORT: Final = "~9"
+ENVIRONMENT: Final = "canary-environment-77c0"  # a variable of the orchestrator: given to steps, kept nowhere
 SENSITIVE: Final = "canary-sensitive-input-55d1"
 
 
@@ -50,7 +51,7 @@ def spellings(secret: str) -> Iterator[str]:
 
 FORMS: Final[Mapping[str, frozenset[bytes]]] = {
     name: frozenset(form.encode() for form in spellings(secret) if len(form) >= 4 and "\n" not in form)
-    for name, secret in {**SECRETS, "sensitive input": SENSITIVE}.items()
+    for name, secret in {**SECRETS, "sensitive input": SENSITIVE, "environment": ENVIRONMENT}.items()
 }
 
 
@@ -96,7 +97,8 @@ def in_processes(site: Site) -> Iterator[str]:
         for name in in_bytes(command):
             yield f"command line of {line}: {name}"
         if b"SWAMP_DISPATCH=" not in environment:  # no process of a step: those are given it
-            for name in in_bytes(environment):
+            its_own = b"CANARY_OF_SERVE=" in environment
+            for name in set(in_bytes(environment)) - ({"environment"} if its_own else set()):
                 yield f"environment of {line}: {name}"
 
 

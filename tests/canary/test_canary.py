@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from canary_secrets import FORMS, SECRETS, SENSITIVE, TOO_SHORT, in_bytes, places
+from canary_secrets import ENVIRONMENT, FORMS, SECRETS, SENSITIVE, TOO_SHORT, in_bytes, places
 from e2e_site import Site, step
 
 PLACES = {"here": {}, "there": {"target": "w"}}
@@ -28,7 +28,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Site(tmp_path_factory.mktemp("canary")) as made:
         for name, secret in {**SECRETS, "short": TOO_SHORT}.items():
             made.ok("vault", "put", "sandbox-vault", name, stdin=secret)
-        made.serve()
+        made.env |= (
+            planted := {"CANARY_OF_SERVE": "1", "CANARY_VALUE": ENVIRONMENT, "CANARY_DENIED": ENVIRONMENT}
+        )
+        made.serve("--env-deny", "*_denied", "--env-deny", "CANARY_OF_*")
+        for variable in planted:
+            del made.env[variable]
+        made.env |= {"SWAMP_WORKER_LABELS": "a=b", "PYTHONDONTWRITEBYTECODE": "1", "OF_WORKER": "kept"}
         made.worker("w")
         yield made
 
@@ -141,6 +147,41 @@ def test_a_sensitive_input_is_read_nowhere(site: Site) -> None:
     )
     assert f"digest {digest(SENSITIVE)}" in direct.out
     assert places(site) == []
+
+
+def test_the_environment_goes_with_a_step_and_is_kept_nowhere(site: Site) -> None:
+    site.model(
+        "environs",
+        'printf %s "$CANARY_VALUE" | sha256sum; env | cut -d= -f1 | grep -v CANARY_VALUE; : > /dev/null',
+    )
+    site.workflow("environs", *(step(where, "environs", **placement) for where, placement in PLACES.items()))
+    done = site.ok("workflow", "run", "environs", "--json")
+    for where in PLACES:
+        lines = [
+            event["line"]
+            for event in done.events
+            if event["kind"] == "step_output" and event["step"] == where
+        ]
+        assert lines[0] == f"{digest(ENVIRONMENT)}  -", where
+        names = set(lines[1:])
+        assert ("OF_WORKER" in names) == (where == "there")
+        assert not {name for name in names if name.startswith(("CANARY", "PYTHON"))}, where
+        own = {name for name in names if name.startswith("SWAMP_")}
+        assert own == {
+            "SWAMP_DISPATCH", "SWAMP_FENCE", "SWAMP_ATTEMPT", "SWAMP_ATTEMPT_KEY", "SWAMP_RUN_ID", "SWAMP_WORKFLOW", "SWAMP_JOB",
+            "SWAMP_STEP", "SWAMP_MODEL",
+        }, where  # fmt: skip
+    assert places(site) == []
+
+
+def test_what_is_swamps_own_in_the_environment_is_no_expressions_to_read(site: Site) -> None:
+    site.shell("reads-env", "echo ${{ env.SWAMP_SERVER_TOKEN }}")
+    site.env["SWAMP_SERVER_TOKEN"] = "canary"
+    try:
+        told = site.swamp("model", "method", "run", "reads-env", "execute")
+    finally:
+        del site.env["SWAMP_SERVER_TOKEN"]
+    assert told.code != 0 and "canary" not in told.out + told.err
 
 
 def test_a_value_that_is_too_short_to_be_masked_is_told_to_the_author(site: Site) -> None:

@@ -9,6 +9,7 @@ from swamp_proto.environment import (
     DENIED_PREFIXES,
     WITHHELD_NAMES,
     WITHHELD_PREFIXES,
+    host_part,
     is_denied,
     overlay,
     snapshot,
@@ -19,7 +20,8 @@ STAYS = """
     XDG_RUNTIME_DIR SWAMP_WORKER_TOKEN SWAMP_SERVE_URL SWAMP_FENCE SSH_AUTH_SOCK SSH_CONNECTION
     LD_PRELOAD LD_LIBRARY_PATH PYTHONPATH PYTHONHOME NODE_OPTIONS DBUS_SESSION_BUS_ADDRESS VIRTUAL_ENV
     DYLD_INSERT_LIBRARIES BASH_ENV BASH_FUNC_x%% NOTIFY_SOCKET LISTEN_FDS SystemRoot windir path Home
-    ProgramFiles(x86) KUBERNETES_SERVICE_HOST
+    ProgramFiles(x86) KUBERNETES_SERVICE_HOST SUDO_USER SUDO_UID TERM_PROGRAM TERMCAP LESSOPEN GLIBC_TUNABLES PYENV_VERSION
+    GIT_INDEX_FILE KRB5CCNAME CREDENTIALS_DIRECTORY SYSTEMD_EXEC_PID JAVA_HOME container
 """.split()  # noqa: SIM905 - names read better as words
 TRAVELS = [
     "AWS_REGION",
@@ -85,6 +87,7 @@ def test_the_holder_keeps_its_host_and_withholds_what_is_its_own() -> None:
         "NOTIFY_SOCKET": "/run/x",
         "LISTEN_FDS": "1",
         "OLDPWD": "/",
+        "SYSTEMD_EXEC_PID": "7",
     }
     shipped = {"LANG": "de_DE", "PATH": "/evil", "LD_PRELOAD": "/evil.so", "REGION": "eu"}
     assert overlay(own, shipped) == {
@@ -94,6 +97,14 @@ def test_the_holder_keeps_its_host_and_withholds_what_is_its_own() -> None:
         "LANG": "de_DE",
         "REGION": "eu",
     }
+
+
+@given(environments)
+def test_at_home_a_step_gets_by_its_snapshot_what_any_other_gets(environ: dict[str, str]) -> None:
+    assert not set(host_part(environ)) & set(snapshot(environ))
+    assert overlay(host_part(environ), snapshot(environ, deny=["*"])) == overlay(host_part(environ), {})
+    shown = overlay(host_part(environ), snapshot(environ))
+    assert shown == overlay({name: value for name, value in environ.items() if name in shown}, {})
 
 
 def test_the_tables_are_in_the_form_they_are_compared_in() -> None:
