@@ -108,7 +108,14 @@ CAPTURE_TAIL: Final = 256 * KIB  # of CAPTURE_MAX, kept from the end
 LINE_MAX: Final = 64 * KIB  # a longer output line is split
 LOG_BATCH_LINES_MAX: Final = 512
 LOG_WAITING_LINES_MAX: Final = 256  # behind a piece of a long line that may go on, at the orchestrator
+LOG_WAITING_BYTES_MAX: Final = 2 * LINE_MAX  # the same, of their text
 LOG_BATCH_BYTES_MAX: Final = 256 * KIB
+LOG_NOTED_LINES: Final = 1_024  # received and not noted: the orchestrator notes at the latest here, or at
+LOG_NOTED_BYTES: Final = 256 * KIB
+LOG_WINDOW_LINES: Final = 4_096  # sent and not noted, of one dispatch: the worker waits for a note
+LOG_WINDOW_BYTES: Final = 512 * KIB
+LOG_FRAME_LINES: Final = 256  # what a worker puts into one frame: whatever else is to be said waits behind it
+LOG_FRAME_BYTES: Final = 64 * KIB
 LOG_SPOOL_MAX: Final = 256 * MIB  # per worker
 COMPLETION_OUTPUTS_MAX: Final = 3 * MIB  # outputs in one completion frame; larger ones are staged
 SHELL_VALUE_MAX: Final = 100 * KIB  # one expression value handed to a shell
@@ -204,6 +211,11 @@ assert BUNDLE_FILE_MAX < BUNDLE_UNPACKED_MAX < BUNDLE_CACHE_MAX
 assert 2 * CAPTURE_MAX < COMPLETION_OUTPUTS_MAX
 assert CAPTURE_TAIL < CAPTURE_MAX
 assert LOG_BATCH_BYTES_MAX + LINE_MAX < CONTROL_FRAME_MAX
+assert LOG_FRAME_LINES <= LOG_BATCH_LINES_MAX
+assert LOG_FRAME_BYTES + LINE_MAX <= LOG_BATCH_BYTES_MAX
+# A full window is always noted: what the orchestrator may keep back without a note is less.
+assert LOG_NOTED_LINES + LOG_WAITING_LINES_MAX < LOG_WINDOW_LINES
+assert LOG_NOTED_BYTES + LOG_WAITING_BYTES_MAX + LINE_MAX < LOG_WINDOW_BYTES
 assert INLINE_CONTENT_MAX < COMPLETION_OUTPUTS_MAX
 assert INLINE_CONTENT_MAX < ATTRIBUTES_MAX
 assert BLOB_ORPHAN_KEPT_S > GRACE_S_MAX

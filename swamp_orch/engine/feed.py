@@ -1,4 +1,4 @@
-"""A run's event feed: numbered, encoded once, kept for clients that attach later.
+"""A run's event feed: numbered, kept for clients that attach later, a line of output encoded when it is first read.
 
 The run never waits for a client: what a slow client misses beyond the buffer is told to it as a number, and the logs are in
 the store. Nothing here knows what an event means (`events.py` says).
@@ -26,7 +26,7 @@ class RunFeed:
 
     def __init__(self, clock_ms: Callable[[], int]) -> None:
         self._clock_ms = clock_ms
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[bytes | dict[str, Any]] = deque()  # encoded once somebody has read it
         self._first = 1  # sequence number of _lines[0]
         self._news = trio.Event()
         self.ended = False
@@ -39,7 +39,10 @@ class RunFeed:
     def emit(self, kind: str, **fields: Any) -> None:
         """Append one event and wake whoever follows."""
         event = {"seq": self.last + 1, "at": self._clock_ms(), "kind": kind, **fields}
-        self._lines.append(_encode(event).encode() + b"\n")
+        lazily = (
+            kind == "step_output"
+        )  # there are millions of them, and of plain values: nothing can change before it is read
+        self._lines.append(event if lazily else _line(event))
         if len(self._lines) > EVENT_BUFFER_MAX:
             self._lines.popleft()
             self._first += 1
@@ -59,7 +62,7 @@ class RunFeed:
         """NDJSON of everything after `seq`, and the sequence number reached. A gap becomes one `warning` line."""
         start = max(seq, self._first - 1)
         found = (
-            [self._lines[index] for index in range(start - self._first + 1, len(self._lines))]
+            [self._encoded(index) for index in range(start - self._first + 1, len(self._lines))]
             if start < self.last
             else []
         )
@@ -70,8 +73,14 @@ class RunFeed:
                 "kind": "warning",
                 "message": f"{start - seq} events were not kept",
             }
-            found.insert(0, _encode(missed).encode() + b"\n")
+            found.insert(0, _line(missed))
         return b"".join(found), max(self.last, seq)
+
+    def _encoded(self, index: int) -> bytes:
+        line = self._lines[index]
+        if isinstance(line, dict):
+            line = self._lines[index] = _line(line)
+        return line
 
     async def wait_beyond(self, seq: int) -> bool:
         """Until there is an event after `seq` (True) or the run is over and there is none (False)."""
@@ -82,3 +91,7 @@ class RunFeed:
             for _ in range(FOLLOWERS_YIELD):
                 await trio.lowlevel.checkpoint()
         return True
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return _encode(event).encode() + b"\n"

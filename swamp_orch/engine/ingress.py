@@ -21,7 +21,7 @@ from typing import Final
 import attrs
 
 from swamp_proto.capabilities import CallRefused
-from swamp_proto.limits import LINE_MAX, LOG_WAITING_LINES_MAX
+from swamp_proto.limits import LINE_MAX, LOG_WAITING_BYTES_MAX, LOG_WAITING_LINES_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
 from swamp_proto.redaction import LineMask, Mask
@@ -36,6 +36,7 @@ class MaskedLines:
         self._mask = mask
         self._full = line_max - _CHARACTER_MAX + 1  # bytes of a piece after which its line may go on
         self._waiting: deque[LogLine] = deque()  # the first is a full piece
+        self._size = 0  # of what waits, in bytes at most
         self._parts: dict[Stream, LineMask] = {}  # of streams whose last line was a piece
 
     def __len__(self) -> int:
@@ -47,7 +48,9 @@ class MaskedLines:
         if not self._mask and not self._waiting:
             return (line,)
         self._waiting.append(line)
-        return self._let_go(len(self._waiting) > LOG_WAITING_LINES_MAX)
+        self._size += _size(line.text)
+        many = len(self._waiting) > LOG_WAITING_LINES_MAX or self._size > LOG_WAITING_BYTES_MAX
+        return self._let_go(many)
 
     def rest(self) -> list[LogLine]:
         """All that wait: nothing comes any more."""
@@ -68,6 +71,7 @@ class MaskedLines:
                     break
                 must = False
             self._waiting.popleft()
+            self._size -= _size(line.text)
             found.append(LogLine(line.stream, self._text(line, goes_on)))
         return found
 
@@ -84,6 +88,10 @@ class MaskedLines:
             return part.feed(line.text)
         del self._parts[line.stream]
         return part.feed(line.text) + part.flush()
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text) * _CHARACTER_MAX
 
 
 @attrs.define(eq=False)

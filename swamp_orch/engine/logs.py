@@ -16,7 +16,7 @@ import trio
 
 from swamp_orch.engine.ingress import MaskedLines
 from swamp_orch.store.interface import Content, Store
-from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_BATCH_BYTES_MAX, STORE_RETRY_S
+from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_NOTED_BYTES, LOG_NOTED_LINES, STORE_RETRY_S
 from swamp_proto.messages.dispatch import LogLine
 
 Emit = Callable[[int, LogLine], None]
@@ -38,13 +38,19 @@ class LogSpool:
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
     def add(self, first: int, lines: Sequence[LogLine]) -> bool:
-        """Take lines `first`, `first + 1`, …; whether there is now enough to be worth a flush."""
+        """Take lines `first`, `first + 1`, …; whether the holder is to be told now how far they are durable: when there are
+        many that are not, and when it does not know of some that are (the note was lost with its link).
+        """
         for number, line in enumerate(lines, first):
             if number != self.through + len(self.masked) + 1:
                 continue  # one we have, or one after a gap, which the holder will send again
             for done in self.masked.take(line):
                 self._keep(done)
-        return self._tail_bytes >= LOG_BATCH_BYTES_MAX
+        return (
+            self._tail_bytes >= LOG_NOTED_BYTES
+            or self.through - self.noted >= LOG_NOTED_LINES
+            or first <= self.noted
+        )
 
     def _keep(self, line: LogLine) -> None:
         self.through += 1

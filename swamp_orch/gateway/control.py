@@ -69,6 +69,10 @@ STALL_SHARE: Final = 0.5  # of the silence bound: later than this we slept ourse
 GUESSES: Final = frozenset({RefusalCode.DOES_NOT_MATCH})  # answered late
 
 
+LOUD_YIELDS: Final = 4
+"""Turns a link leaves to all others after a frame with many log lines: a step that prints without end costs them little."""
+
+
 class Dispatches(Holders, Leases, Protocol):
     """The engine's side: what runs where (`swamp_orch.engine.dispatches`)."""
 
@@ -232,6 +236,9 @@ class ControlDesk:
         match body:
             case LogLines():
                 self._dispatches.log_lines(member, body)
+                if len(body.lines) > 32:
+                    for _ in range(LOUD_YIELDS):
+                        await trio.lowlevel.checkpoint()
             case Finished() if isinstance(frame, Request):
                 await self._dispatches.finished(member, frame, body)
             case Heartbeat(number=number) if isinstance(frame, Request):

@@ -9,20 +9,22 @@ Rules that hold here:
   Nothing else renews. At L + ¾G everything that runs is asked to end (TERM), at L + ⅞G it is killed; what
   ends after that is `abandoned`.
 - Lines are numbered per dispatch from 1 and kept until noted; the end is sent after the last line, on
-  whatever link there is, until it is noted. A new link begins again behind the last noted line.
+  whatever link there is, until it is noted. A new link begins again behind the last noted line. No more than
+  `LOG_WINDOW_*` is sent and not noted: what waits in buffers on the way delays everything behind it.
 - Verdicts touch only what was listed in the enroll frame they answer. One that is missing is a drop: who
   does not know a dispatch does not want it.
 
 All instants are seconds of one boot clock. It does not know processes, files, frames or what a line says.
 """
 
+from collections import deque
 from enum import StrEnum
 from typing import Final
 
 import attrs
 
 from swamp_proto.errors import Bug
-from swamp_proto.limits import Tempo
+from swamp_proto.limits import LOG_WINDOW_BYTES, LOG_WINDOW_LINES, Tempo
 from swamp_proto.messages.enrollment import HeldDispatch, HeldPhase, HeldVerdict, Verdict
 
 
@@ -62,8 +64,11 @@ class LinesKept:
 
 @attrs.frozen
 class LinesSent:
+    """`size`: bytes of their text, a line end for each."""
+
     dispatch: str
     through: int
+    size: int = 0
 
 
 @attrs.frozen
@@ -212,6 +217,8 @@ class _Held:
     kept: int = 0  # last line that can be sent
     noted: int = 0
     sent: int = 0  # on this link
+    unnoted: deque[tuple[int, int]] = attrs.field(factory=deque)  # (through, size) of what was sent on it
+    unnoted_size: int = 0
     last_line: int | None = None  # of the whole, once ended
     finish_sent: bool = False  # on this link, and not answered yet
 
@@ -282,7 +289,9 @@ class Holdings:
             if held.phase is Phase.DROPPED:
                 continue
             if held.sent < held.kept:
-                return Sendable(name, held.sent + 1)
+                if held.sent - held.noted < LOG_WINDOW_LINES and held.unnoted_size < LOG_WINDOW_BYTES:
+                    return Sendable(name, held.sent + 1)
+                continue
             if held.phase is Phase.FINISHED and not held.finish_sent:
                 return Sendable(name, None)
         return None
@@ -312,6 +321,8 @@ class Holdings:
             assert held.noted <= held.sent <= held.kept or held.phase is Phase.DROPPED
             assert held.last_line is None or held.kept <= held.last_line
             assert not held.finish_sent or held.phase is Phase.FINISHED
+            assert held.unnoted_size >= 0
+            assert held.unnoted or held.unnoted_size == 0
         assert not self._killed or self._asked_to_end
 
     def _move(self, held: _Held | None, event: object, dispatch: str, to: Phase | None) -> None:
@@ -334,9 +345,11 @@ class Holdings:
                 if through < held.kept:
                     raise Bug(f"holdings: {event} after line {held.kept}")
                 held.kept = through
-            case LinesSent(dispatch, through):
+            case LinesSent(dispatch, through, size):
                 held = self._known(dispatch, event)
                 held.sent = max(held.sent, min(through, held.kept))
+                held.unnoted.append((held.sent, size))
+                held.unnoted_size += size
             case LinesNoted(dispatch, through):
                 return self._noted(dispatch, through)
             case CancelAsked(dispatch):
@@ -361,6 +374,8 @@ class Holdings:
                 self._is_up = False
                 for held in self._held.values():
                     held.sent, held.finish_sent = held.noted, False
+                    held.unnoted.clear()
+                    held.unnoted_size = 0
             case TimePassed():
                 return self._time_passed(now)
             case EverythingRefused(reason, term_s):
@@ -382,6 +397,8 @@ class Holdings:
             return ()
         held.noted = through
         held.sent = max(held.sent, through)
+        while held.unnoted and held.unnoted[0][0] <= through:
+            held.unnoted_size -= held.unnoted.popleft()[1]
         return (DropLines(dispatch, through),)
 
     def _ended(self, dispatch: str, last_line: int, event: object) -> tuple[Effect, ...]:

@@ -39,6 +39,10 @@ from swamp_worker.execution.workspace import Workspace
 QUIET_START_S: Final = (
     0.003  # output of a step this young is not looked at: most of them end first, in one wake-up
 )
+LOUD_LINES: Final = (
+    64  # read at once: such a step leaves turns to all others, which costs it nothing while they are idle
+)
+LOUD_YIELDS: Final = 4
 _LAST_LINES_S: Final = 2.0  # for the sink to take what a killed step had printed
 _LOOKS: Final = 3  # that find nothing, in a row, after something had to be killed
 _LATE_S: Final = 5.0  # the keeper's margin after a timeout and its TERM grace
@@ -166,6 +170,9 @@ class Course:
         """Wait for something to happen to the child, and take it."""
         await self._watch.wait()
         self._take(self._watch.ready())
+        if len(self._unsent) > LOUD_LINES:
+            for _ in range(LOUD_YIELDS):
+                await trio.lowlevel.checkpoint()
         if self._unsent:
             await self._deliver()
 

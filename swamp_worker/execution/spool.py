@@ -32,6 +32,7 @@ MEMORY_MAX: Final = 256 * KIB  # of one dispatch
 SEGMENT_SIZE: Final = 4 * MIB
 _LINE_COST: Final = 64  # of a line in memory, beside its text
 _DISK_RETRY_S: Final = 1.0
+_STREAMS: Final = {stream.value: stream for stream in Stream}
 
 
 class SpoolRoom:
@@ -116,6 +117,9 @@ class Spool:
         self._in_memory = 0
         self._segment: _Segment | None = None
         self._segments = 0
+        self._decoded: tuple[_Chunk, tuple[LogLine, ...]] | None = (
+            None  # the chunk that was read last from disk
+        )
         self.last = 0  # number of the newest line
 
     async def add(self, first: int, lines: tuple[LogLine, ...]) -> None:
@@ -154,7 +158,8 @@ class Spool:
             if chunk.first > first:
                 break
             for line in self._lines(chunk)[first - chunk.first :]:
-                size += len(line.text) * 4 + _LINE_COST if not line.text.isascii() else len(line.text) + 8
+                text = line.text
+                size += len(text) + 8 if text.isascii() else len(text) * 4 + _LINE_COST
                 if found and (size > bytes_max or len(found) >= lines_max):
                     return tuple(found)
                 found.append(line)
@@ -171,6 +176,7 @@ class Spool:
     def close(self) -> None:
         """Let go of everything."""
         self.let_go(self.last)
+        self._decoded = None
         if self._segment is not None:
             self._delete(self._segment)
             self._segment = None
@@ -204,11 +210,15 @@ class Spool:
     def _lines(self, chunk: _Chunk) -> tuple[LogLine, ...]:
         if chunk.lines is not None:
             return chunk.lines
+        if self._decoded is not None and self._decoded[0] is chunk:
+            return self._decoded[1]
         assert chunk.segment is not None
         with chunk.segment.path.open("rb") as file:
             file.seek(chunk.offset)
             data = file.read(chunk.length)
-        return tuple(LogLine(Stream(stream), text) for stream, text in json.loads(data))
+        lines = tuple(LogLine(_STREAMS[stream], text) for stream, text in json.loads(data))
+        self._decoded = (chunk, lines)
+        return lines
 
     def _remove(self, chunk: _Chunk) -> None:
         if chunk.segment is None:

@@ -31,9 +31,9 @@ from swamp_proto.errors import (
     RemoteError,
     Unsupported,
 )
-from swamp_proto.limits import BUNDLE_BYTES_MAX, BUNDLE_FRAMES_MAX, OUTBOX_FRAMES_MAX
+from swamp_proto.limits import BUNDLE_BYTES_MAX, BUNDLE_FRAMES_MAX, LOG_FRAME_BYTES, OUTBOX_FRAMES_MAX
 from swamp_proto.messages import RULE_BY_BODY, Side
-from swamp_proto.messages.dispatch import Accepted
+from swamp_proto.messages.dispatch import Accepted, LogLines
 from swamp_proto.messages.enrollment import Enroll, Enrolled, Farewell
 from swamp_proto.session import Answered, Asked, Session, Told
 from swamp_proto.trio_io import MessagePipe, PipeBroken
@@ -205,6 +205,11 @@ class Link:
                 break
             parts.append(part)
             size += len(part)
+            if isinstance(frame, Event) and isinstance(frame.body, LogLines) and size > LOG_FRAME_BYTES // 2:
+                return (
+                    parts,
+                    True,
+                )  # the peer reads a message as one: what is said next must not wait for more of this
             urgent = urgent or not (isinstance(frame, Response) and isinstance(frame.body, Accepted))
         return parts, urgent
 

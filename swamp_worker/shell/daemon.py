@@ -33,8 +33,8 @@ from swamp_proto.limits import (
     CANCEL_TERM_S,
     GRACE_S_MAX,
     GRACE_S_MIN,
-    LOG_BATCH_BYTES_MAX,
-    LOG_BATCH_LINES_MAX,
+    LOG_FRAME_BYTES,
+    LOG_FRAME_LINES,
     SESSION_CREDENTIAL_S,
     SESSION_REFRESH_FRACTION,
     STUCK_S,
@@ -420,6 +420,7 @@ class Worker:
                 link.reply(frame, HeartbeatAnswer(number))
             case Event(body=LogNoted(dispatch, through)):
                 self._act(holdings.LinesNoted(dispatch, through))
+                link.wake()  # the window is open again
             case Event(body=Notice(level, message)):
                 self._voice.notice(level, message)
             case Request():
@@ -473,8 +474,13 @@ class Worker:
         step = self._steps[sendable.dispatch]
         now = self._ports.boot_s()
         if sendable.first is not None:
-            lines = step.spool.read(sendable.first, LOG_BATCH_LINES_MAX, LOG_BATCH_BYTES_MAX)
-            self._holdings.handle(holdings.LinesSent(sendable.dispatch, sendable.first + len(lines) - 1), now)
+            lines = step.spool.read(sendable.first, LOG_FRAME_LINES, LOG_FRAME_BYTES)
+            size = sum(
+                len(line.text) if line.text.isascii() else len(line.text.encode("utf-8", "replace"))
+                for line in lines
+            )
+            through = sendable.first + len(lines) - 1
+            self._holdings.handle(holdings.LinesSent(sendable.dispatch, through, size + len(lines)), now)
             return Event(LogLines(sendable.dispatch, step.dispatch.fence, sendable.first, lines))
         assert step.finished is not None
         self._holdings.handle(holdings.FinishSent(sendable.dispatch), now)

@@ -126,6 +126,8 @@ def test_every_limit_stands_there_with_its_value() -> None:
         f"together at most {limits.COMPLETION_OUTPUTS_MAX} bytes",
         f"together at most {limits.LOG_BATCH_BYTES_MAX} bytes of text",
         f"at most {limits.LINE_MAX} bytes before masking",
+        f"no more than {limits.LOG_WINDOW_LINES} lines and {limits.LOG_WINDOW_BYTES} bytes of text",
+        f"when it has {limits.LOG_NOTED_LINES} lines or {limits.LOG_NOTED_BYTES} bytes of text",
     ],
 )
 def test_numbers_in_sentences_are_the_limits(sentence: str) -> None:

@@ -19,7 +19,8 @@ from conftest import shell
 from fake_orchestrator import Orchestrator
 
 from swamp_proto.errors import PERMANENT_REFUSALS, ExitCode, RefusalCode
-from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine, Outcome, Stream
+from swamp_proto.limits import LOG_FRAME_BYTES, LOG_WINDOW_BYTES
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine, LogNoted, Outcome, Stream
 from swamp_proto.messages.enrollment import HeldPhase, Notice, Predecessor, Verdict
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control, Executor, LogSink
@@ -304,7 +305,30 @@ async def test_lines_together_go_in_one_frame(tmp_path: Path, autojump_clock: An
         await trio.testing.wait_all_tasks_blocked()
         await w.executor.print(kept.dispatch, *[f"line {number}" for number in range(1200)])
         await o.until(lambda: len(kept.lines) == 1200)
-        assert o.order.count("dispatch.log") == 3  # LOG_BATCH_LINES_MAX is 512
+        assert o.order.count("dispatch.log") == 5  # LOG_FRAME_LINES is 256
+
+
+async def test_a_loud_step_sends_no_more_than_its_window_and_the_quiet_one_is_heard(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with world(tmp_path, settings={"capacity": 2}) as w:
+        o = w.orchestrator
+        await o.linked()
+        o.notes_lines = False
+        loud, quiet = await o.start(shell("x")), await o.start(shell("x"))
+        await o.until(lambda: loud.accepted and quiet.accepted)
+        await trio.testing.wait_all_tasks_blocked()
+        await w.executor.print(loud.dispatch, *["x" * 1000 for number in range(3000)])
+        await o.until(lambda: len(loud.lines) * 1001 >= LOG_WINDOW_BYTES)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(loud.lines) * 1001 <= LOG_WINDOW_BYTES + LOG_FRAME_BYTES
+        w.executor.end(quiet.dispatch)
+        await o.finished(quiet)
+        o.notes_lines = True
+        await o.tell(LogNoted(loud.dispatch.dispatch, len(loud.lines)))
+        w.executor.end(loud.dispatch)
+        await o.finished(loud)
+        assert len(loud.lines) == 3000
 
 
 async def test_a_stuck_group_keeps_its_slot_until_it_is_gone(tmp_path: Path, autojump_clock: Any) -> None:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from swamp_proto.errors import Bug
-from swamp_proto.limits import Tempo
+from swamp_proto.limits import LOG_WINDOW_BYTES, LOG_WINDOW_LINES, Tempo
 from swamp_proto.messages.enrollment import HeldDispatch, HeldPhase, HeldVerdict, Verdict
 from swamp_worker.core import holdings as h
 from swamp_worker.core.holdings import Holdings, Phase, Sendable
@@ -55,6 +55,26 @@ def test_a_new_link_begins_behind_the_last_noted_line() -> None:
     held.handle(h.LinkDown(), 2)
     held.handle(h.LinkUp(3, G, ("a",), keep("a")), 3)
     assert held.sendable() == Sendable("a", 6)
+
+
+def test_a_full_window_waits_for_a_note_and_others_take_their_turn() -> None:
+    held = linked("a", "b")
+    held.handle(h.LinesKept("a", 10_000), 1)
+    held.handle(h.LinesKept("b", 1), 1)
+    held.handle(h.LinesSent("a", LOG_WINDOW_LINES, 1), 1)
+    assert held.sendable("b") == Sendable("b", 1)
+    held.handle(h.LinesSent("b", 1, LOG_WINDOW_BYTES), 1)
+    held.handle(h.LinesKept("b", 2), 1)
+    assert held.sendable() is None
+    held.handle(h.LinesNoted("a", 1), 2)
+    assert held.sendable() == Sendable("a", LOG_WINDOW_LINES + 1)
+    held.handle(h.LinesSent("a", LOG_WINDOW_LINES + 1, 1), 1)
+    assert held.sendable() is None
+    held.handle(h.LinesNoted("b", 1), 2)
+    assert held.sendable() == Sendable("b", 2)
+    held.handle(h.LinkDown(), 3)
+    held.handle(h.LinkUp(3, G, ("a", "b"), keep("a", "b")), 3)
+    assert held.sendable("b") == Sendable("a", 2)
 
 
 def test_an_end_is_sent_again_until_it_is_noted() -> None:
