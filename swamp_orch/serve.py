@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from swamp_orch.engine.assembly import Assembled
     from swamp_orch.engine.engine import Engine
+    from swamp_orch.engine.extension_care import ExtensionCare
     from swamp_orch.gateway.control import ControlDesk
 
 GIL_SLICE_S: Final = (
@@ -388,7 +389,8 @@ class _Daemon:
             async with trio.open_nursery() as nursery:
                 await self._open_doors(nursery, gateway, stop)
                 nursery.start_soon(desk.watch_tokens)
-                nursery.start_soon(self._collect)
+                nursery.start_soon(self._collect, parts.code)
+                nursery.start_soon(parts.code.look)
                 nursery.start_soon(self._note_slots, desk, parts)
                 await parts.reconcile()
                 desk.open()
@@ -483,7 +485,7 @@ class _Daemon:
                 if held != member.state.active:
                     await desk.update(member, active=held)
 
-    async def _collect(self) -> None:
+    async def _collect(self, code: "ExtensionCare") -> None:
         """Retention and lifetimes, enforced now and then (`swamp data gc` does the same at once)."""
         import trio
 
@@ -498,6 +500,7 @@ class _Daemon:
                 continue
             if found.versions:
                 self._report.info("collected", versions=found.versions, bytes=found.bytes)
+            await code.collect(time.time())
 
     def _status(self) -> dict[str, Any]:
         return {"pid": os.getpid(), "url": self.url, "version": SWAMP_VERSION, "ready": self._ready}

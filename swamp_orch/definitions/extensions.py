@@ -31,7 +31,7 @@ from swamp_orch.definitions.describing import Describe, Described, Problem, desc
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.type_checks import type_problems
 from swamp_proto.errors import InvalidDefinition, NotFound, SwampError
-from swamp_proto.limits import DESCRIBE_AGAIN_S
+from swamp_proto.limits import BUNDLE_UNUSED_KEPT_S, DESCRIBE_AGAIN_S
 from swamp_proto.version import SWAMP_VERSION
 from swamp_worker.models.documents import from_document, to_document
 from swamp_worker.models.interface import ModelType
@@ -117,25 +117,36 @@ class Extensions:
         self._kept: dict[str, _Kept] = {}
         self._made_from: tuple[Any, ...] | None = None
         self._catalogue = Catalogue()
+        self._told: tuple[UnitProblem, ...] = ()
+        self.on_problems: Callable[[tuple[UnitProblem, ...]], object] = lambda new: None
+        """Hears of problems that were not there at the look before, in whichever thread looked."""
 
     def catalogue(self, *, again: bool = False) -> Catalogue:
         """What the units declare now. With `again`, units that had problems are asked once more when some time has passed: the cause
         may have been outside of them. Raises `Broken` when the folder can not be read."""
         with self._lock:
-            looked_ns = self._wall_ns()
-            units = find_units(self._folder)
-            if not units and self._made_from is None and self._seen is None:
-                return self._catalogue  # the common case costs one look
-            seen, failed = self._read_changed(units, looked_ns)
-            self._describe_missing({one.sha256 for one in seen.values()}, again)
-            made_from = (
-                tuple((name, one.sha256, self._kept[one.sha256]) for name, one in seen.items()),
-                tuple(failed.items()),
-            )
-            if made_from != self._made_from:
-                self._made_from = made_from
-                self._catalogue = self._make(units, seen, failed)
-            return self._catalogue
+            found = self._look(again)
+            new = tuple(problem for problem in found.problems if problem not in self._told)
+            self._told = found.problems
+        if new:
+            self.on_problems(new)
+        return found
+
+    def _look(self, again: bool) -> Catalogue:
+        looked_ns = self._wall_ns()
+        units = find_units(self._folder)
+        if not units and self._seen is None:
+            return self._catalogue  # the common case costs one look
+        seen, failed = self._read_changed(units, looked_ns)
+        self._describe_missing({one.sha256 for one in seen.values()}, again)
+        made_from = (
+            tuple((name, one.sha256, self._kept[one.sha256]) for name, one in seen.items()),
+            tuple(failed.items()),
+        )
+        if made_from != self._made_from:
+            self._made_from = made_from
+            self._catalogue = self._make(units, seen, failed)
+        return self._catalogue
 
     def of_bundle(self, name: str, sha256: str) -> ModelType:
         """A type as a bundle that is kept declares it, whatever its source says now: for a run that started with it. Raises
@@ -153,17 +164,24 @@ class Extensions:
             code="bundle_gone",
         )
 
-    def current(self) -> frozenset[str]:
-        """The bundles that the sources make now, as far as this process has looked."""
+    def collect(self, in_use: Callable[[], frozenset[str]], now_s: float) -> int:
+        """Remove bundles that the sources do not make any more, that were last made `BUNDLE_UNUSED_KEPT_S` ago and that are not
+        `in_use`, with what was kept of them; answers how many."""
+        self.catalogue()
         with self._lock:
-            return frozenset(found.sha256 for found in (self._seen or {}).values())
-
-    def forget_kept(self, sha256: str) -> None:
-        """A bundle was collected."""
-        with self._lock:
-            self._kept.pop(sha256, None)
-        with contextlib.suppress(FileNotFoundError):
-            self._cache_file(sha256).unlink()
+            current = {found.sha256 for found in (self._seen or {}).values()}
+            old = {
+                sha256
+                for sha256, made_s in self.bundles.names().items()
+                if sha256 not in current and made_s + BUNDLE_UNUSED_KEPT_S < now_s
+            }
+            gone = old - in_use() if old else set()
+            for sha256 in gone:
+                self.bundles.remove(sha256)
+                self._kept.pop(sha256, None)
+                with contextlib.suppress(FileNotFoundError):
+                    self._cache_file(sha256).unlink()
+        return len(gone)
 
     # ── what changed ────────────────────────────────────────────────────────────────────────────────────────────────
     def _read_changed(self, units: list[Unit], looked_ns: int) -> tuple[dict[str, _Seen], dict[str, str]]:

@@ -9,19 +9,17 @@ computed is not opened by that; only a computed *key* of a vault that is written
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
 
 from swamp_orch.expressions.references import references
 from swamp_orch.expressions.template import Template
+from swamp_orch.vaults.interface import is_infrastructure_key
 
 if TYPE_CHECKING:
     from swamp_orch.definitions.values import ModelDefinition
     from swamp_worker.models.interface import ModelType
-
-INFRASTRUCTURE_SECRETS: Final = ("worker-token-", "server-token-")
-"""How the keys of swamp's own secrets begin: no step reads or writes them."""
 
 
 @attrs.frozen
@@ -39,7 +37,7 @@ class AccessScope:
         return model in self.models
 
     def may_use_secret(self, vault: str, key: str) -> bool:
-        if key.startswith(INFRASTRUCTURE_SECRETS):
+        if is_infrastructure_key(key):
             return False
         return vault in self.vaults or (vault, key) in self.secrets
 
@@ -65,6 +63,6 @@ def scope_of(
         model=definition.name,
         model_id=definition.id,
         models=frozenset({definition.name, *model_type.reads, *named}),
-        secrets=frozenset(item for item in secrets if not item[1].startswith(INFRASTRUCTURE_SECRETS)),
+        secrets=frozenset(item for item in secrets if not is_infrastructure_key(item[1])),
         vaults=frozenset(vaults),
     )

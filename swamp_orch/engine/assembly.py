@@ -15,6 +15,7 @@ from swamp_orch.definitions.models import Models
 from swamp_orch.definitions.workflows import Workflows
 from swamp_orch.engine.dispatches import WorkerDispatches
 from swamp_orch.engine.engine import Engine, FeedFollower
+from swamp_orch.engine.extension_care import ExtensionCare
 from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.functions import DataFunctions
 from swamp_orch.engine.orders import Orders
@@ -43,6 +44,7 @@ class Assembled:
     flights: Flights
     placing: Placing | None
     dispatches: WorkerDispatches | None
+    code: ExtensionCare
 
     async def reconcile(self) -> None:
         """After a start: what the last process left is brought to where the rules say."""
@@ -213,7 +215,8 @@ async def assemble(
             if placing is not None:
                 nursery.start_soon(placing.watch)
             async with engine.open():
-                yield Assembled(application, engine, orders, reporter, flights, placing, dispatches)
+                code = ExtensionCare(types, orders, store, reporter)
+                yield Assembled(application, engine, orders, reporter, flights, placing, dispatches, code)
             nursery.cancel_scope.cancel()
     if not workers:
         from shutil import rmtree

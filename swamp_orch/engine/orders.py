@@ -43,13 +43,14 @@ from swamp_orch.definitions.values import (
     Workflow,
 )
 from swamp_orch.definitions.workflows import Workflows
-from swamp_orch.engine.access_scope import INFRASTRUCTURE_SECRETS, AccessScope, scope_of
+from swamp_orch.engine.access_scope import AccessScope, scope_of
 from swamp_orch.expressions.evaluate import evaluate, evaluate_tree
 from swamp_orch.expressions.scope import Scope
 from swamp_orch.expressions.secret import SecretRef, mask_tree, resolve_tree
 from swamp_orch.expressions.shell import ShellText, evaluate_shell
 from swamp_orch.expressions.template import OPEN, Template, Tree, literal_tree, parse, parse_tree, templates
 from swamp_orch.store.bookkeeping import iso
+from swamp_orch.vaults.interface import is_infrastructure_key
 from swamp_proto.errors import LocalError, OperationFailed, SwampError, Unsupported
 from swamp_proto.ids import is_name
 from swamp_proto.messages.dispatch import Dispatch, Place, Program
@@ -159,9 +160,9 @@ class TypeNotFixed(Exception):
     """The run has not used this type yet: `Orders.fix` says which code of it the run keeps. It may take a while, and belongs into a
     thread."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
+    def __init__(self, definition: ModelDefinition) -> None:
+        super().__init__(definition.type)
+        self.definition = definition
 
 
 @attrs.frozen
@@ -287,12 +288,22 @@ class Orders:
                 del kept[fixed]
 
     # ── code ────────────────────────────────────────────────────────────────────────────────────────────────────────
-    def fix(self, run_id: str, type_name: str) -> None:
+    def fix(self, run_id: str, definition: ModelDefinition) -> None:
         """Decide which code of an extension's type the run keeps, and see to it that it is on the disk: what its sources say now, or
         what the run's records name. Raises SwampError when there is none that can be used. Reads files and may run a process."""
-        bundle = self._recorded.get((run_id, type_name))
-        found = self._types.get(type_name) if bundle is None else self._types.of_bundle(type_name, bundle)
-        self._fixed.setdefault((run_id, type_name), found)  # two steps may have asked; the first decides
+        bundle = self._recorded.get((run_id, definition.type))
+        if bundle is None:
+            found = self._models.type_of(definition)
+        else:
+            found = self._types.of_bundle(definition.type, bundle)
+        self._fixed.setdefault(
+            (run_id, definition.type), found
+        )  # two steps may have asked; the first decides
+
+    def fixed_bundles(self) -> frozenset[str]:
+        """What the runs of this process keep."""
+        fixed = tuple(self._fixed.values())
+        return frozenset({*tuple(self._recorded.values()), *(found.bundle for found in fixed)})
 
     def take_recorded(self, run_id: str, type_name: str, bundle: str) -> None:
         """What a run of a previous process recorded: it goes on with that."""
@@ -305,7 +316,7 @@ class Orders:
             return fixed
         found = self._types.built_in(definition.type)
         if found is None:
-            raise TypeNotFixed(definition.type)
+            raise TypeNotFixed(definition)
         return found
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -600,7 +611,7 @@ class Orders:
         return {"definition": about, "input": dict(definition.global_arguments)}
 
     def _secret(self, reference: SecretRef) -> str:
-        if reference.key.startswith(INFRASTRUCTURE_SECRETS):
+        if is_infrastructure_key(reference.key):
             raise LocalError(
                 f"secret {reference.key!r} of vault {reference.vault!r} is swamp's own and can not be read by a step",
                 code="forbidden",

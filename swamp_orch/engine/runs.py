@@ -39,7 +39,7 @@ from swamp_orch.core.runplan import (
     StepStarted,
     StepStatus,
 )
-from swamp_orch.definitions.values import Job, Step, Workflow
+from swamp_orch.definitions.values import Job, ModelDefinition, Step, Workflow
 from swamp_orch.engine import records
 from swamp_orch.engine.feed import RunFeed
 from swamp_orch.engine.flights import Flights
@@ -427,8 +427,7 @@ class Run:
         recorded = False
         try:
             if isinstance(order, TypeNotFixed):
-                await trio.to_thread.run_sync(self._orders.fix, self.id, order.name)
-                order = self._orders.make(self, state)
+                order = await self._fix(state, order.definition)
             if isinstance(order, SwampError):
                 raise order
             if order is not None and lease is not None:
@@ -447,6 +446,15 @@ class Run:
         self._emit_end(state)
         del self._work[state.key]
         await self._advance(StepEnded(state.key, state.status, state.allowed, state.reason or state.error))
+
+    async def _fix(self, state: StepState, definition: ModelDefinition) -> Order | None:
+        """The order of the step that first uses a type of an extension: from now on, also after a restart, the run keeps its code."""
+        await trio.to_thread.run_sync(self._orders.fix, self.id, definition)
+        order = self._orders.make(self, state)
+        if state.bundle and state.status is StepStatus.WAITING:
+            record = records.step_record(self.origin(state), state.attributes(self.id))
+            await commit(self._parts.store, Batch((record,)))
+        return order
 
     def where(self, job: str, step: Step) -> str:
         """File and line of a step, for errors."""
