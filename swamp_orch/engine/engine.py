@@ -145,7 +145,11 @@ class Engine:
 
     async def _method_run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         request = await trio.to_thread.run_sync(self._orders.method_request, parameters, self._owner)
-        return await self.start(request)
+        try:
+            return await self.start(request)
+        except BaseException:
+            self._orders.forget(request.id)
+            raise
 
     async def start(self, request: RunRequest) -> dict[str, Any]:
         """Make a run durable and let it go; answers its id."""

@@ -291,11 +291,9 @@ class Orders:
     def fix(self, run_id: str, definition: ModelDefinition) -> None:
         """Decide which code of an extension's type the run keeps, and see to it that it is on the disk: what its sources say now, or
         what the run's records name. Raises SwampError when there is none that can be used. Reads files and may run a process."""
-        bundle = self._recorded.get((run_id, definition.type))
-        if bundle is None:
-            found = self._models.type_of(definition)
-        else:
-            found = self._types.of_bundle(definition.type, bundle)
+        name = definition.type
+        bundle = self._recorded.get((run_id, name))
+        found = self._models.type_of(definition) if bundle is None else self._types.of_bundle(name, bundle)
         self._fixed.setdefault(
             (run_id, definition.type), found
         )  # two steps may have asked; the first decides
