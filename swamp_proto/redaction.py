@@ -33,6 +33,8 @@ NUMBER_LENGTH_MIN: Final = 6  # of a secret that is looked for among the numbers
 WRAPPED_LENGTH_MIN: Final = 8  # of a row of wrapped base64 that is looked for by itself
 MASKED: Final = "***"
 
+NAME_REFUSED: Final = "the name of a record holds a secret, and names are shown everywhere: name it otherwise"
+
 # Content types whose bytes are text in UTF-8. Everything else is binary, and left alone.
 _TEXT_TYPE: Final = re.compile(
     r"text/.+|.+\+(json|xml|yaml)|application/(x-)?(csv|ecmascript|graphql|javascript|json|jsonl|jsonlines|json-lines|json-seq"
@@ -49,6 +51,11 @@ _JS_WHOLE: Final = ";,/?:@&=+$#!'()*~"  # and encodeURI
 def is_text(content_type: str) -> bool:
     """Whether content of this type is masked."""
     return _TEXT_TYPE.fullmatch(content_type.partition(";")[0].strip().lower()) is not None
+
+
+def short_warning(count: int) -> str:
+    """For the author of the step, in its log."""
+    return f"swamp: {count} secret(s) shorter than {SECRET_LENGTH_MIN} characters cannot be masked"
 
 
 class Mask:

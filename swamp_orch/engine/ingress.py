@@ -24,7 +24,7 @@ from swamp_proto.capabilities import CallRefused
 from swamp_proto.limits import LINE_MAX, LOG_WAITING_BYTES_MAX, LOG_WAITING_LINES_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
-from swamp_proto.redaction import LineMask, Mask
+from swamp_proto.redaction import NAME_REFUSED, LineMask, Mask
 
 _CHARACTER_MAX: Final = 4  # bytes; none is cut in two, so that a full piece may lack three
 
@@ -134,10 +134,7 @@ class Ingress:
             or self.mask.finds(output.spec)
             or self.mask.finds(output.content_type)
         ):
-            raise CallRefused(
-                CallCode.INVALID,
-                "the name of a record holds a secret, and names are shown everywhere: name it by something else",
-            )
+            raise CallRefused(CallCode.INVALID, NAME_REFUSED)
         tags = {self.mask(name): self.mask(value) for name, value in output.tags.items()}
         return output if tags == output.tags else attrs.evolve(output, tags=tags)
 

@@ -26,7 +26,7 @@ import trio
 
 from swamp_proto.limits import BACKGROUND_GRACE_S, LOG_BATCH_LINES_MAX, STUCK_S
 from swamp_proto.messages.dispatch import Dispatch, LogLine, Outcome, Stream
-from swamp_proto.redaction import SECRET_LENGTH_MIN, Mask
+from swamp_proto.redaction import Mask, short_warning
 from swamp_worker.execution import process
 from swamp_worker.execution.interface import Control, LogSink
 from swamp_worker.execution.keeper import Keeper
@@ -307,9 +307,7 @@ class Course:
     # ── what is known afterwards ────────────────────────────────────────────────────────────────────────────
     def _mask_warning(self) -> bool:
         if self._mask.too_short:
-            short = self._mask.too_short
-            text = f"swamp: {short} secret(s) shorter than {SECRET_LENGTH_MIN} characters cannot be masked"
-            self._unsent.append(LogLine(Stream.STDERR, text))
+            self._unsent.append(LogLine(Stream.STDERR, short_warning(self._mask.too_short)))
         return bool(self._unsent)
 
     def add_line(self, text: str) -> None:

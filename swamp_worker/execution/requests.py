@@ -32,21 +32,11 @@ from swamp_proto.limits import (
 )
 from swamp_proto.messages.capability import CallCode, Verb, WrittenRecord
 from swamp_proto.messages.dispatch import Dispatch, Output
-from swamp_proto.redaction import Mask
+from swamp_proto.redaction import NAME_REFUSED, Mask, is_text, short_warning
 from swamp_worker.execution.access import Access
 
 _READ_SIZE: Final = 1024 * 1024
 _OVERHEAD: Final = 512  # of one record in a write, beside its content and its words
-_TEXTUAL: Final = frozenset(
-    {"application/json", "application/xml", "application/yaml", "application/x-yaml", "application/x-ndjson",
-     "application/javascript", "application/toml"}
-)  # fmt: skip
-
-
-def is_textual(content_type: str) -> bool:
-    """Whether content of this type is text, and so masked."""
-    plain = content_type.partition(";")[0].strip().lower()
-    return plain.startswith("text/") or plain in _TEXTUAL or plain.endswith(("+json", "+xml"))
 
 
 @attrs.define(eq=False)
@@ -73,12 +63,14 @@ class Requests:
         mask: Mask,
         directory: Path,
         lease_ended: Callable[[], object] = lambda: None,
+        say: Callable[[str], object] = lambda _: None,
     ) -> None:
         self._dispatch = dispatch
         self._directory = directory
         self._access = access
         self._mask = mask
         self._lease_ended = lease_ended
+        self._say = say
         self._number = 0
         self._waiting: list[_Waiting] = []
         self._writing = trio.Lock()
@@ -125,12 +117,18 @@ class Requests:
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────
     async def _call(self, verb: Verb, arguments: Mapping[str, Any]) -> dict[str, Any]:
         if verb is Verb.PUT_SECRET and isinstance(arguments.get("value"), str):
-            self._mask.add([arguments["value"]])
+            self._learn(arguments["value"])
         access = self._own_access()
         value = await access.call(self._dispatch, self._next(), verb, arguments)
         if verb is Verb.SECRET:
-            self._mask.add([value["value"]])
+            self._learn(value["value"])
         return value
+
+    def _learn(self, secret: str) -> None:
+        short = self._mask.too_short
+        self._mask.add([secret])
+        if self._mask.too_short > short:
+            self._say(short_warning(self._mask.too_short))
 
     # ── writes ──────────────────────────────────────────────────────────────────────────────────────────────
     async def _write(self, records: list[Mapping[str, Any]]) -> tuple[WrittenRecord, ...]:
@@ -194,11 +192,13 @@ class Requests:
 
     async def _output(self, record: Mapping[str, Any], inline_max: int = INLINE_WRITE_MAX) -> Output:
         """One record, masked; its content uploaded when it is larger than `inline_max`."""
-        words = (record["spec"], self._mask(record["name"]), record["kind"], record["content_type"])
+        words = (record["spec"], record["name"], record["kind"], record["content_type"])
+        if any(self._mask.finds(word) for word in words):
+            raise CallRefused(CallCode.INVALID, NAME_REFUSED)
         tags = {self._mask(key): self._mask(value) for key, value in record["tags"].items()}
-        masked = is_textual(record["content_type"]) or record["kind"] != "file"
+        content_type = record["content_type"] if record["kind"] == "file" else "application/json"
         if "content" in record:
-            content = self._masked(record["content"], record["content_type"]) if masked else record["content"]
+            content = self._mask.content(content_type, record["content"])
             if len(content) <= inline_max:
                 return Output.of(*words, content, tags)
             path = self._directory / f".staged-{self._next()}"
@@ -208,16 +208,12 @@ class Requests:
         size = await trio.to_thread.run_sync(lambda: path.stat().st_size)
         if size <= min(inline_max, INLINE_WRITE_MAX):
             content = await trio.to_thread.run_sync(path.read_bytes)
-            content = self._masked(content, record["content_type"]) if masked else content
+            content = self._mask.content(content_type, content)
             if len(content) <= inline_max:
                 return Output.of(*words, content, tags)
-        return await self._staged(path, words, tags, self._mask if masked and self._mask else None)
-
-    def _masked(self, content: bytes, content_type: str) -> bytes:
-        if content_type.partition(";")[0].strip().endswith("json"):
-            return self._mask.json(content)
-        stream = self._mask.for_stream()
-        return stream.feed(content) + stream.flush()
+        return await self._staged(
+            path, words, tags, self._mask if self._mask and is_text(content_type) else None
+        )
 
     async def _staged(
         self, path: Path, words: tuple[str, str, str, str], tags: dict[str, str], mask: Mask | None

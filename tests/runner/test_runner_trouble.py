@@ -82,7 +82,11 @@ async def test_a_secret_in_an_error_is_masked_everywhere(site: Site) -> None:
     @method
     async def go(self, context: Context, arguments: Count) -> None:
         token = await context.secret("ops", "token")
-        await context.write_resource(self.thing, Thing(token), token)
+        try:
+            await context.write_resource(self.thing, Thing(token), f"of-{token}")
+        except Invalid as error:
+            print("refused:", error)
+        await context.write_resource(self.thing, Thing(token), "named", tags={"of": token})
         async with context.open_file(self.paper) as file:
             for _ in range(200_000):
                 await file.write("0123456789 ")
@@ -94,7 +98,8 @@ async def test_a_secret_in_an_error_is_masked_everywhere(site: Site) -> None:
         return findings.error
     """
     finished, lines = await site.run(code, secrets=("hidden-argument",), reports=("summary",))
-    assert finished.error == "ValueError: login with *** and *** failed (ext.py:29)"
+    assert finished.error == "ValueError: login with *** and *** failed (ext.py:33)"
+    assert "refused: the name of a record holds a secret" in lines.text
     everything = (
         lines.text + finished.error + "".join(str(each.content) + each.name for each in finished.outputs)
     )
@@ -103,7 +108,23 @@ async def test_a_secret_in_an_error_is_masked_everywhere(site: Site) -> None:
     assert "hidden-argument" not in everything
     resource, paper = site.access.records
     assert resource.json() == {"name": "***", "size": 0}
+    assert (resource.name, resource.tags) == ("named", {"of": "***"})
     assert paper.text().endswith("6789 ***")
+
+
+async def test_a_secret_too_short_to_be_masked_is_told_to_the_author(site: Site) -> None:
+    site.access.secrets |= {"ops/pin": "42", "ops/token": "long enough"}
+    code = """
+    @method
+    async def go(self, context: Context) -> None:
+        print(await context.secret("ops", "token"), await context.secret("ops", "pin"))
+    """
+    finished, lines = await site.run(code)
+    assert finished.error is None
+    assert sorted(lines.text.split("\n")) == [
+        "*** 42",
+        "swamp: 1 secret(s) shorter than 3 characters cannot be masked",
+    ]
 
 
 async def test_binary_and_endless_lines_do_not_disturb(site: Site) -> None:

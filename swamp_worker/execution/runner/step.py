@@ -94,6 +94,7 @@ async def run_program(
                 mask,
                 Path(directory),
                 lambda: _abandon(control, "the lease of this step has ended"),
+                course.add_line,
             )
             conversation = _Conversation(ours, requests, control)
             await conversation.accompany(course, start, dispatch.timeout_s)
