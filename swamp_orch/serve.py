@@ -353,6 +353,7 @@ class _Daemon:
         from swamp_orch.engine.assembly import assemble
         from swamp_orch.gateway.asgi import Gateway
         from swamp_orch.gateway.control import ControlDesk
+        from swamp_orch.gateway.dataplane import DataPlane
 
         options, repository = self._options, self._options.repository
         tempo = Tempo(options.grace_s)
@@ -384,6 +385,7 @@ class _Daemon:
                 credential=_credential(repository),
                 loopback_only=self._loopback_only,
                 ready=lambda: self._ready,
+                data=DataPlane(parts.desk, parts.flights, self._store, parts.engine.taken_over.is_set),
             )
             stop = trio.Event()
             async with trio.open_nursery() as nursery:

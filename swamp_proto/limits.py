@@ -143,6 +143,12 @@ BOOKKEEPING_ENDED_KEPT_S: Final = 7 * 24 * 3600.0
 # ── steps at work: capabilities, data plane, runners, bundles ────────────────────────────────────────────────
 INLINE_WRITE_MAX: Final = 1 * MIB  # content of one record inside a write; larger content is uploaded before
 WRITE_BODY_MAX: Final = 4 * MIB  # one write request, all its records
+RESOURCE_MAX: Final = (
+    16 * MIB
+)  # one resource (JSON that is checked against its schema); larger things are files
+RECORD_NAME_MAX: Final = 256  # characters
+RECORD_TAGS_MAX: Final = 64  # of one record, beside swamp's own
+TAG_LENGTH_MAX: Final = 1 * KIB  # characters of a tag's key, and of its value
 UPLOAD_CHUNK: Final = 8 * MIB  # one PATCH of an upload, and the most that a cut connection repeats
 UPLOADS_PER_DISPATCH_MAX: Final = 64  # open at the same time
 CALLS_PER_DISPATCH_MAX: Final = 64  # unanswered at the same time

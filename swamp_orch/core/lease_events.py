@@ -79,6 +79,14 @@ class CommitFailed:
 
 
 @attrs.frozen
+class StoredOtherwise:
+    """A guarded write met another version of the record than the one believed in. `stored` is the record as it is."""
+
+    dispatch: str
+    stored: Lease
+
+
+@attrs.frozen
 class LinkLost:
     """The link `link` of a worker is over."""
 
@@ -174,6 +182,7 @@ Event = (
     | FinishArrived
     | Committed
     | CommitFailed
+    | StoredOtherwise
     | LinkLost
     | WorkerReturned
     | EnrollQueued

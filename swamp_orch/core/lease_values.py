@@ -67,6 +67,13 @@ NOT_RUN: Final = frozenset({EndReason.NOT_SENT, EndReason.BUSY, EndReason.DRAINI
 """Ends of dispatches that certainly never started: they are no attempt of the step."""
 
 
+_OUTCOMES: Final[Mapping[EndReason, str]] = {
+    EndReason.METHOD_FAILED: "failed",
+    EndReason.CANCELLED: "cancelled",
+    EndReason.TIMED_OUT: "timed_out",
+}
+
+
 @attrs.frozen
 class Lease:
     """One dispatch, as its record says it. Instants `_ms` are wall milliseconds."""
@@ -124,6 +131,13 @@ class Lease:
     @property
     def active(self) -> bool:
         return self.state is LeaseState.ACTIVE
+
+    @property
+    def outcome(self) -> str:
+        """What the records say that were written under it while it ran; empty while nobody knows, and when it completed."""
+        if self.active or self.state is LeaseState.COMPLETED:
+            return ""
+        return "abandoned" if self.reason is None else _OUTCOMES.get(self.reason, "abandoned")
 
     def to_attributes(self) -> dict[str, Any]:
         """The record's attributes, camelCase; what does not apply is left out."""

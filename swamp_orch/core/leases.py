@@ -44,6 +44,7 @@ from swamp_orch.core.lease_events import (
     NotSent,
     Refused,
     Stalled,
+    StoredOtherwise,
     TokenEnded,
     WorkerReturned,
     WriteArrived,
@@ -92,6 +93,7 @@ __all__ = [
     "Refused",
     "Stage",
     "Stalled",
+    "StoredOtherwise",
     "TokenEnded",
     "WorkerReturned",
     "WriteArrived",
@@ -125,6 +127,8 @@ class Leases(Reconciling):
                 found = self._committed(event)
             case CommitFailed():
                 found = self._commit_failed(event)
+            case StoredOtherwise():
+                found = self._stored_otherwise(event)
             case LinkLost():
                 found = self._link_lost(event)
             case WorkerReturned():
@@ -295,6 +299,24 @@ class Leases(Reconciling):
             entry.to_say = (*said, *entry.to_say)
             entry.dirty = True
             yield from self._pump(entry)
+
+    def _stored_otherwise(self, event: StoredOtherwise) -> Iterator[Effect]:
+        """Another process was faster. A commit under way finds that out by itself."""
+        entry, stored = self._entries.get(event.dispatch), event.stored
+        if entry is None or not entry.active or entry.under_way is not None:
+            return
+        if stored.version <= entry.lease.version:
+            return  # it changed once more since
+        if not stored.active:
+            yield from self._ended_elsewhere(entry, stored)
+            return
+        entry.lease = attrs.evolve(
+            entry.lease,
+            wrote=stored.wrote,
+            first_write=stored.first_write,
+            first_write_ms=stored.first_write_ms,
+            version=stored.version,
+        )
 
     def _report_unsaved(self, entry: Entry) -> Iterator[Effect]:
         """As if it had not arrived: its holder has it still and reports again. What was asked meanwhile

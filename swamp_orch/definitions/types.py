@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from swamp_orch.definitions.fields import suggestion
 from swamp_orch.store.bookkeeping import (
+    ACCESS,
     ENROLLMENT_TOKEN,
     PENDING_DISPATCH,
     STEP_LEASE,
@@ -176,4 +177,10 @@ INTERNAL: Final = (
         PENDING_DISPATCH, "Steps that wait for a worker", "dispatch", "one waiting step and why it waits"
     ),
     _internal(WORKFLOW_RUN, "Runs of workflows", "run", "one run: jobs, steps, status"),
+    _internal(
+        ACCESS,
+        "What running steps asked for",
+        "access",
+        "one question of a step, and whether it was answered",
+    ),
 )

@@ -13,18 +13,25 @@ from swamp_orch.api.services.tokens import TokenService
 from swamp_orch.core.lease_values import EndReason, Lease
 from swamp_orch.definitions.models import Models
 from swamp_orch.definitions.workflows import Workflows
+from swamp_orch.engine.access_log import AccessLog
+from swamp_orch.engine.desk import StepDesk
 from swamp_orch.engine.dispatches import WorkerDispatches
 from swamp_orch.engine.engine import Engine, FeedFollower
 from swamp_orch.engine.extension_care import ExtensionCare
 from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.functions import DataFunctions
+from swamp_orch.engine.loopback import LoopbackAccess
 from swamp_orch.engine.orders import Orders
 from swamp_orch.engine.placing import Placing
+from swamp_orch.engine.readings import Readings
 from swamp_orch.engine.recovery import Recovery
+from swamp_orch.engine.uploads import Uploads
 from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.trio_store import loop_commits
 from swamp_proto.environment import host_part, snapshot
 from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, Tempo
+from swamp_worker.execution.bundles import BundleCache
+from swamp_worker.execution.environments import Environments
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.keeper import open_keeper, reap_predecessor
 
@@ -45,10 +52,12 @@ class Assembled:
     placing: Placing | None
     dispatches: WorkerDispatches | None
     code: ExtensionCare
+    desk: StepDesk
 
     async def reconcile(self) -> None:
         """After a start: what the last process left is brought to where the rules say."""
         await Recovery(self.engine, self.orders, self.placing, self.reporter).run()
+        await self.desk.uploads.sweep(self.flights.at_work())
         self.engine.taken_over.set()
 
     def live(
@@ -186,9 +195,10 @@ async def assemble(
         folder, instance=application.repository.repo_id, say=lambda text: reporter.warning(text)
     ) as keeper:
         types = application.types
+        models = Models(repository, types)
         orders = Orders(
             types,
-            Models(repository, types),
+            models,
             Workflows(repository),
             functions=DataFunctions(application).functions(),
             read_secret=read_secret,
@@ -198,10 +208,25 @@ async def assemble(
         flights = Flights(
             store, repository.data / "logs", tempo, clock_ms, placing, reporter, settle=keeper.settle
         )
+        uploads = Uploads((repository.data if workers else folder) / "uploads", store)
+        desk = StepDesk(
+            store,
+            flights,
+            Readings(repository, store, models),
+            uploads,
+            AccessLog(store, clock_ms, reporter),
+            lambda: application.vaults,
+            clock_ms,
+        )
+        if types.extensions is not None:
+            desk.bundle_file = types.extensions.bundles.path
+        access = LoopbackAccess(desk, flights, store)
+        cache = repository.state / "cache"
+        bundles = BundleCache(cache, access, Environments(cache, keeper))
         engine = Engine(
             repository,
             store,
-            StepExecutor(folder / "work", keeper, host_part(os.environ)),
+            StepExecutor(folder / "work", keeper, host_part(os.environ), access=access, bundles=bundles),
             flights=flights,
             placing=placing,
             orders=orders,
@@ -209,14 +234,17 @@ async def assemble(
             clock_ms=clock_ms,
             concurrent_runs_max=concurrent_runs_max,
         )
-        dispatches = WorkerDispatches(flights, placing, reporter) if placing is not None else None
+        dispatches = WorkerDispatches(flights, placing, desk, reporter) if placing is not None else None
         async with loop_commits(store), trio.open_nursery() as nursery:
             await nursery.start(flights.watch)
+            nursery.start_soon(desk.watch)
             if placing is not None:
                 nursery.start_soon(placing.watch)
             async with engine.open():
                 code = ExtensionCare(types, orders, store, reporter)
-                yield Assembled(application, engine, orders, reporter, flights, placing, dispatches, code)
+                yield Assembled(
+                    application, engine, orders, reporter, flights, placing, dispatches, code, desk
+                )
             nursery.cancel_scope.cancel()
     if not workers:
         from shutil import rmtree

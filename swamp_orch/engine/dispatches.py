@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from swamp_orch.engine.desk import StepDesk
 from swamp_orch.engine.flights import Flights
 from swamp_orch.engine.placing import Placing
 from swamp_proto.envelope import Request
-from swamp_proto.errors import RefusalCode
+from swamp_proto.errors import LimitExceeded, RefusalCode, SwampError, Unsupported
+from swamp_proto.messages.capability import Call, CallAnswer, CallCode
 from swamp_proto.messages.dispatch import Finished, LogLines
 from swamp_proto.messages.enrollment import HeldDispatch, HeldVerdict, Predecessor
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 class WorkerDispatches:
     """Implements `gateway.control.Dispatches`."""
 
-    def __init__(self, flights: Flights, placing: Placing, reporter: "Reporter") -> None:
+    def __init__(self, flights: Flights, placing: Placing, desk: StepDesk, reporter: "Reporter") -> None:
         self._flights = flights
+        self._desk = desk
         self._placing = placing
         self._report = reporter
 
@@ -54,6 +57,20 @@ class WorkerDispatches:
 
     async def finished(self, member: "Member", request: Request, finished: Finished) -> None:
         self._flights.finished(member, request, finished)
+
+    def called(self, member: "Member", request: Request, call: Call) -> None:
+        """A capability call: answered by a task of its own, so that the link goes on being read."""
+        self._flights.spawn(self._answer, member, request, call)
+
+    async def _answer(self, member: "Member", request: Request, call: Call) -> None:
+        answer = await self._desk.call(call, member.state.name)
+        try:
+            member.link.reply(request, answer)
+        except (LimitExceeded, Unsupported) as error:  # no frame can hold it
+            text = f"{call.verb.value}: the answer cannot be sent: {error.message}"
+            member.link.reply(request, CallAnswer(call.dispatch, call.number, CallCode.TOO_LARGE, text, {}))
+        except SwampError:
+            return  # the link is gone: the worker asks again on the next one
 
     def log_lines(self, member: "Member", lines: LogLines) -> None:
         self._flights.log_lines(member, lines)

@@ -9,7 +9,9 @@ Rules that hold here:
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +22,7 @@ import trio.lowlevel
 from swamp_orch.core import leases as core
 from swamp_orch.core.lease_values import (
     AdmitFinish,
+    AdmitWrite,
     AskCancel,
     CancelKind,
     Drop,
@@ -33,9 +36,11 @@ from swamp_orch.core.lease_values import (
     NoteFinish,
     PersistLease,
     RefuseFinish,
+    RefuseWrite,
     RequeueStep,
     SlotStuck,
 )
+from swamp_orch.engine.admissions import Admissions, lease_ended
 from swamp_orch.engine.ingress import Ingress
 from swamp_orch.engine.logs import LogSpool
 from swamp_orch.engine.placing import Placing, Slot
@@ -43,7 +48,9 @@ from swamp_orch.store.bookkeeping import LEASES_ID, LEASES_MODEL, STEP_LEASE, le
 from swamp_orch.store.interface import (
     Batch,
     Committed,
+    Content,
     NewRecord,
+    OutcomeMark,
     Owner,
     OwnerType,
     Store,
@@ -68,12 +75,14 @@ from swamp_proto.redaction import Mask
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
     from swamp_orch.engine.orders import Order
+    from swamp_orch.engine.records import StepOrigin
     from swamp_orch.engine.steps import StepState
     from swamp_orch.gateway.control import Member
     from swamp_orch.gateway.link import Answer
 
 TICK_S: Final = 0.5
 STUCK_LOOK_S: Final = 1.0  # between two looks at what can not be killed
+PROGRESS_S: Final = 1.0  # between two tellings how far a transfer is
 
 
 @attrs.frozen
@@ -110,21 +119,42 @@ End = Reported | Again | Gone
 
 @attrs.define(eq=False)
 class Flight:
-    """One dispatch at work."""
+    """One dispatch at work. `order` and `origin` say for which step; `written` describes the records it has written so far."""
 
     message: Dispatch
     slot: Slot
     lease: Lease
     spool: LogSpool
     ingress: Ingress
+    order: "Order"
+    origin: "StepOrigin"
     finished: Finished | None = None
+    contents: list[Content] | None = None  # of the outputs of `finished`, where they were checked
+    entering: bool = False  # they are being checked
     stuck: bool = False  # of the loopback: something is left of it, and watched
+    written: list[dict[str, Any]] = attrs.field(factory=list)
+    requests: set[trio.CancelScope] = attrs.field(
+        factory=set
+    )  # what it asks for at this moment; ends with its lease
+    on_progress: Callable[[int, int, int], object] = lambda number, here, of: (
+        None
+    )  # of a transfer that takes long
+    _told_s: float = 0.0
     _end: End | None = None
     _ended: trio.Event = attrs.field(factory=trio.Event)
 
     @property
     def dispatch(self) -> str:
         return self.message.dispatch
+
+    def progress(self, number: int, here: int, of: int) -> None:
+        """So many bytes of transfer `number` are here; told now and then."""
+        now_s = trio.current_time()
+        if not self._told_s:
+            self._told_s = now_s  # a short one is not told at all
+        elif now_s >= self._told_s + PROGRESS_S:
+            self._told_s = now_s
+            self.on_progress(number, here, of)
 
     def grant_record(self) -> NewRecord:
         return record_of(self.lease)
@@ -168,6 +198,22 @@ def record_of(lease: Lease) -> NewRecord:
     )
 
 
+def lease_batch(lease: Lease, *records: NewRecord) -> Batch:
+    """`records` and the lease's; with the end of a lease, what was written under it learns how it ended."""
+    marked = lease.wrote and lease.outcome
+    marks = (OutcomeMark(lease.run, lease.dispatch, lease.outcome),) if marked else ()
+    return Batch((*records, record_of(lease)), marks=marks)
+
+
+def credential_hash(credential: str) -> str:
+    """What a lease's record keeps of a dispatch's credential (256 random bits: a plain digest is enough)."""
+    return sha256(credential.encode()).hexdigest() if credential else ""
+
+
+EnterEnd = Callable[[Flight, Finished], Awaitable[tuple[Finished, list[Content]]]]
+"""Checks the outputs of an end: the end as it is then, and their contents. Raises SwampError where that must be tried again."""
+
+
 class Flights:
     """All dispatches of this process, and the lease core."""
 
@@ -202,12 +248,18 @@ class Flights:
         self._told = trio.lowlevel.ParkingLot()  # something happened to a lease
         self._resumed: set[str] = set()  # found at start
         self._resuming = trio.lowlevel.ParkingLot()
+        self._asking: dict[str, Flight] = {}  # those with requests
+        self._closed: list[Callable[[str], object]] = []
+        self.enter_end: EnterEnd | None = None
+        self._admissions = Admissions(
+            store, tell=self._tell, commit_failed=self._commit_failed, record_of=record_of
+        )
 
     # ── the loop ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def watch(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Deadlines of leases, and this loop's own stalls. Runs as long as the engine."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery = self._admissions.nursery = nursery
             task_status.started()
             while True:
                 due_s = self._leases.next_deadline()
@@ -231,9 +283,20 @@ class Flights:
         before_s = self._leases.next_deadline()
         self._perform_all(self._leases.handle(event, trio.current_time(), self._clock_ms()))
         self._told.unpark_all()
+        if self._asking:
+            self._end_requests(event)
         after_s = self._leases.next_deadline()
         if after_s is not None and (before_s is None or after_s < before_s):
             self._sooner.set()
+
+    def _end_requests(self, event: core.Event) -> None:
+        """What a dispatch asks for ends with its lease, at the instant that is decided."""
+        concerned = getattr(event, "dispatch", None)
+        flights = self._asking.values() if concerned is None else filter(None, [self._asking.get(concerned)])
+        for flight in tuple(flights):
+            if self._leases.admits(flight.dispatch, flight.message.fence) is None:
+                for scope in flight.requests:
+                    scope.cancel()
 
     def _perform_all(self, effects: Iterable[Effect]) -> None:
         for effect in effects:
@@ -242,15 +305,15 @@ class Flights:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case PersistLease(lease=lease):
-                self._nursery.start_soon(self._persist, lease, self._store.submit(Batch((record_of(lease),))))
+                self._nursery.start_soon(self._persist, lease, self._store.submit(lease_batch(lease)))
             case AdmitFinish(lease=lease):
                 flight = self._flights.get(lease.dispatch)
                 if flight is not None and flight.finished is not None:
                     flight.settle(Reported(flight.finished, lease))
                 else:  # nobody waits for its outputs any more: its end is recorded all the same
-                    self._nursery.start_soon(
-                        self._persist, lease, self._store.submit(Batch((record_of(lease),)))
-                    )
+                    self._nursery.start_soon(self._persist, lease, self._store.submit(lease_batch(lease)))
+            case AdmitWrite() | RefuseWrite():
+                self._admissions.settle(effect)
             case NoteFinish(dispatch=dispatch):
                 self._answer_finish(dispatch, accepted=True)
             case RefuseFinish(dispatch=dispatch, text=text):
@@ -333,6 +396,7 @@ class Flights:
         slot: Slot,
         order: "Order",
         state: "StepState",
+        origin: "StepOrigin",
         emit: Callable[[int, LogLine], None],
     ) -> Flight:
         """A new dispatch, not yet granted: the caller commits `grant_record` and then calls `granted`."""
@@ -358,10 +422,11 @@ class Flights:
             grace_s=self._tempo.grace_s,
             on_worker_lost=order.on_worker_lost,
             granted_ms=self._clock_ms(),
+            credential_hash=credential_hash(message.credential),
         )
         ingress = Ingress(Mask(message.secrets))
         spool = LogSpool(self._logs / message.dispatch, emit, ingress.lines())
-        flight = Flight(message, slot, lease, spool, ingress)
+        flight = Flight(message, slot, lease, spool, ingress, order, origin)
         self._flights[message.dispatch] = flight
         return flight
 
@@ -370,6 +435,8 @@ class Flights:
         message: Dispatch,
         slot: Slot,
         lease: Lease,
+        order: "Order",
+        origin: "StepOrigin",
         emit: Callable[[int, LogLine], None],
         secrets: Iterable[str],
     ) -> Flight:
@@ -377,7 +444,7 @@ class Flights:
         message does not hold them."""
         ingress = Ingress(Mask(secrets))
         spool = LogSpool.recover(self._logs / lease.dispatch, emit, ingress.lines())
-        flight = self._flights[lease.dispatch] = Flight(message, slot, lease, spool, ingress)
+        flight = self._flights[lease.dispatch] = Flight(message, slot, lease, spool, ingress, order, origin)
         return flight
 
     def found(self, flight: Flight) -> None:
@@ -428,12 +495,7 @@ class Flights:
         if finished.left != 0 and not flight.stuck:
             flight.stuck = True
             self._nursery.start_soon(self._watch_stuck, flight)
-        finished = flight.finished = flight.ingress.finished(finished)
-        self._tell(
-            core.FinishArrived(
-                finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error
-            )
-        )
+        self._end_arrived(flight, finished)
 
     async def _watch_stuck(self, flight: Flight) -> None:
         """Something of a loopback execution could not be killed: its slot stays taken until that is gone."""
@@ -447,28 +509,28 @@ class Flights:
     ) -> Committed | None:
         """Commit a completion with its lease. None when that was not to be: the next end decides (`flight.wait`)."""
         try:
-            done = await answered(self._store.submit(Batch((*records, record_of(end.lease)))))
+            done = await answered(self._store.submit(lease_batch(end.lease, *records)))
         except SwampError as error:
             await self._commit_failed(flight.dispatch, error)
-            self._ask_again(flight)
+            self._ask_again(flight, end.finished)
             return None
         self._tell(core.Committed(flight.dispatch))
         return done
 
-    async def unsaved(self, flight: Flight, error: SwampError) -> None:
+    async def unsaved(self, flight: Flight, finished: Finished, error: SwampError) -> None:
         """The outputs of a completion could not even be staged: as if its commit had failed."""
         await self._commit_failed(flight.dispatch, error)
-        self._ask_again(flight)
+        self._ask_again(flight, finished)
 
-    def _ask_again(self, flight: Flight) -> None:
+    def _ask_again(self, flight: Flight, finished: Finished) -> None:
         """A report could not be saved. Its holder has it still, and says it again when it is told so."""
         again = Refused(
             RefusalCode.OVERLOADED, "the end could not be recorded yet", retry_after_s=STORE_RETRY_S
         )
         for member, request in self._unnoted.pop(flight.dispatch, ()):
             member.link.refuse(request, again)
-        if flight.slot.worker is None and flight.finished is not None:
-            self.report(flight, flight.finished)
+        if flight.slot.worker is None:
+            self.report(flight, finished)
 
     def ask_cancel(self, flight: Flight, kind: CancelKind, reason: str) -> None:
         self._tell(core.CancelAsked(flight.dispatch, kind, reason))
@@ -477,6 +539,61 @@ class Flights:
         """The step's task is done with it."""
         self._flights.pop(flight.dispatch, None)
         self._verdicts.pop(flight.dispatch, None)
+        for scope in flight.requests:
+            scope.cancel()
+        for hear in self._closed:
+            hear(flight.dispatch)
+
+    # ── what a dispatch asks for while it runs ──────────────────────────────────────────────────────────────────────────
+    def on_close(self, hear: Callable[[str], object]) -> None:
+        """`hear` is called with every dispatch whose step is done with it."""
+        self._closed.append(hear)
+
+    def at_work(self) -> frozenset[str]:
+        """Every dispatch whose step is not done with it."""
+        return frozenset(self._flights)
+
+    def find(self, dispatch: str) -> Flight | None:
+        return self._flights.get(dispatch)
+
+    def lease(self, dispatch: str, fence: int) -> Lease | None:
+        """The lease under which this dispatch may read and ask for writes at this instant; None: it has ended."""
+        return self._leases.admits(dispatch, fence)
+
+    @contextmanager
+    def under(self, dispatch: str, fence: int) -> Iterator[Flight]:
+        """A scope that the end of the lease cancels. Raises `CallRefused` (`lease_ended`) then, and when it has ended before."""
+        flight = self._flights.get(dispatch)
+        if flight is None or self._leases.admits(dispatch, fence) is None:
+            raise lease_ended(dispatch)
+        scope = trio.CancelScope()
+        flight.requests.add(scope)
+        self._asking[dispatch] = flight
+        try:
+            with scope:
+                yield flight
+        finally:
+            flight.requests.discard(scope)
+            if not flight.requests:
+                self._asking.pop(dispatch, None)
+        if scope.cancelled_caught:
+            raise lease_ended(dispatch)
+
+    def spawn(self, work: Callable[..., Awaitable[object]], *arguments: Any) -> None:
+        """A task that lives as long as the engine."""
+        self._nursery.start_soon(work, *arguments)
+
+    async def commit_write(self, flight: Flight, record: str, batch: Batch) -> Committed:
+        """Commit what a dispatch writes, as `Admissions.commit` says; `record` names it for people."""
+        return await self._admissions.commit(flight.dispatch, flight.message.fence, record, batch)
+
+    async def commit_read(self, flight: Flight, batch: Batch) -> Committed:
+        """Commit what is no write, under a lease that the store must find active. Raises `CallRefused` (`lease_ended`)."""
+        while (lease := self._leases.admits(flight.dispatch, flight.message.fence)) is not None:
+            done = await self._admissions.commit_read(lease, batch)
+            if done is not None:
+                return done
+        raise lease_ended(flight.dispatch)
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
     async def worker_joined(
@@ -553,8 +670,40 @@ class Flights:
     def finished(self, member: "Member", request: Request, finished: Finished) -> None:
         self._unnoted.setdefault(finished.dispatch, []).append((member, request))
         flight = self._flights.get(finished.dispatch)
-        if flight is not None:
-            finished = flight.finished = flight.ingress.finished(finished)
+        if flight is not None and flight.message.fence == finished.fence:
+            self._end_arrived(flight, finished)
+        else:
+            self._tell_finish(finished)
+
+    # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _end_arrived(self, flight: Flight, finished: Finished) -> None:
+        """What code of an author made is checked before anything is decided on it; what swamp's own types make is not."""
+        if flight.entering:
+            return  # the same report again: both are answered when it is durable
+        finished = flight.ingress.finished(finished)
+        checked = flight.message.program is not None or any(
+            one.staged is not None for one in finished.outputs
+        )
+        if checked and self.enter_end is not None:
+            flight.entering = True
+            self._nursery.start_soon(self._enter, flight, finished, self.enter_end)
+        else:
+            flight.finished = finished
+            self._tell_finish(finished)
+
+    async def _enter(self, flight: Flight, finished: Finished, enter: "EnterEnd") -> None:
+        try:
+            flight.finished, flight.contents = await enter(flight, finished)
+        except SwampError as error:  # the disk is full: the holder has it still
+            self._report.warning("outputs could not be kept yet", dispatch=flight.dispatch, error=str(error))
+            await trio.sleep(STORE_RETRY_S)
+            flight.entering = False
+            self._ask_again(flight, finished)
+            return
+        flight.entering = False
+        self._tell_finish(flight.finished)
+
+    def _tell_finish(self, finished: Finished) -> None:
         self._tell(
             core.FinishArrived(
                 finished.dispatch, finished.fence, finished.outcome, finished.left, finished.error

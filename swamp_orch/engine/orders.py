@@ -95,7 +95,14 @@ class Order:
         ).text()
 
     def dispatch(
-        self, dispatch: str, *, attempt: int, fence: int, credential: str = "", resolve: bool = True
+        self,
+        dispatch: str,
+        *,
+        attempt: int,
+        fence: int,
+        credential: str = "",
+        resolve: bool = True,
+        told: Callable[[SecretRef], object] = lambda reference: None,
     ) -> Dispatch:
         """The message, with every secret in it read now; without `resolve`, only what identifies it. Raises what reading a secret
         raises."""
@@ -104,6 +111,7 @@ class Order:
         def read(reference: SecretRef) -> str:
             if reference not in values:
                 values[reference] = self.read_secret(reference)
+                told(reference)
             return values[reference]
 
         arguments = resolve_tree(self.arguments, read) if resolve else {}

@@ -12,10 +12,18 @@ import attrs
 
 from swamp_orch.definitions.values import ModelDefinition
 from swamp_orch.store import bookkeeping
-from swamp_orch.store.interface import Content, Kind, NewRecord, Owner, OwnerType, json_content
+from swamp_orch.store.interface import (
+    Appended,
+    Content,
+    Kind,
+    NewRecord,
+    Owner,
+    OwnerType,
+    json_content,
+)
 from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT
 from swamp_proto.messages.dispatch import Finished, Outcome
-from swamp_worker.models.interface import ModelType
+from swamp_worker.models.interface import ModelType, OutputSpec
 
 
 @attrs.frozen
@@ -77,64 +85,102 @@ def expansion_record(origin: StepOrigin, template: str, items: Mapping[str, Any]
     return attrs.evolve(record, name=f"expansion-{record.name}", spec="expansion")
 
 
-def output_records(
-    origin: StepOrigin,
-    model: ModelDefinition,
-    model_type: ModelType,
-    finished: Finished,
-    log: Content,
-    contents: Sequence[Content],
-) -> tuple[NewRecord, ...]:
-    """The records of one completion: its outputs (`contents[i]` holds `finished.outputs[i]`), then its log."""
-    owner = Owner(
-        OwnerType.WORKFLOW_STEP if origin.kind == "workflow" else OwnerType.MODEL_METHOD,
-        ref=model.id,
-        workflow_id=origin.workflow_id,
-        workflow=origin.workflow,
-        run=origin.run,
-        job=origin.job,
-        step=origin.step,
-        dispatch=finished.dispatch,
-        fence=finished.fence,
-        source="step-output",
-    )
-    outcome = "" if finished.outcome is Outcome.SUCCEEDED else finished.outcome.value
-    found = []
-    slots = [
-        (output.spec, output.name, output.kind, output.content_type, content)
-        for output, content in zip(finished.outputs, contents, strict=True)
-    ]
-    if "log" in model_type.outputs:
-        slots.append(("log", "log", "file", "text/plain", log))
-    for spec_name, name, kind, content_type, content in slots:
-        spec = model_type.outputs[spec_name]
-        tags = {"type": kind, **model.tags, "specName": spec_name, "modelName": model.name}
+@attrs.frozen
+class Producer:
+    """The execution that makes records: which step, which model, which dispatch."""
+
+    origin: StepOrigin
+    model: ModelDefinition
+    model_type: ModelType
+    dispatch: str
+    fence: int
+
+    def owner(self) -> Owner:
+        origin = self.origin
+        return Owner(
+            OwnerType.WORKFLOW_STEP if origin.kind == "workflow" else OwnerType.MODEL_METHOD,
+            ref=self.model.id,
+            workflow_id=origin.workflow_id,
+            workflow=origin.workflow,
+            run=origin.run,
+            job=origin.job,
+            step=origin.step,
+            dispatch=self.dispatch,
+            fence=self.fence,
+            source="step-output",
+        )
+
+    def record(
+        self,
+        spec_name: str,
+        name: str,
+        kind: str,
+        content_type: str,
+        content: Content,
+        *,
+        tags: Mapping[str, str] | None = None,
+        outcome: str = "",
+    ) -> NewRecord:
+        """A declared output of the model, made at the end or while it runs. swamp's own tags win over the execution's."""
+        spec = self.model_type.outputs.get(spec_name) or OutputSpec(spec_name, kind, content_type, "")
+        origin, model = self.origin, self.model
+        found = {**(tags or {}), "type": kind, **model.tags, "specName": spec_name, "modelName": model.name}
         if origin.kind == "workflow":
-            tags |= {
+            found |= {
                 "source": "step-output",
                 "workflow": origin.workflow,
                 "job": origin.job,
                 "step": origin.step,
             }
-        tags |= origin.tags
+        found |= origin.tags
         if outcome:
-            tags["outcome"] = outcome
-        found.append(
-            NewRecord(
-                model_type=model.type,
-                model_id=model.id,
-                model_name=model.name,
-                name=name,
-                spec=spec_name,
-                content=content,
-                kind=Kind(kind),
-                content_type=content_type,
-                lifetime=spec.lifetime,
-                keep=spec.keep,
-                streaming=kind == "file" and spec_name == "log",
-                tags=tags,
-                owner=owner,
-                outcome=outcome,
-            )
+            found["outcome"] = outcome
+        return NewRecord(
+            model_type=model.type,
+            model_id=model.id,
+            model_name=model.name,
+            name=name,
+            spec=spec_name,
+            content=content,
+            kind=Kind(kind),
+            content_type=content_type,
+            lifetime=spec.lifetime,
+            keep=spec.keep,
+            streaming=kind == "file" and spec_name == "log",
+            tags=found,
+            owner=self.owner(),
+            outcome=outcome,
         )
+
+
+def output_records(
+    producer: Producer, finished: Finished, log: Content, contents: Sequence[Content]
+) -> tuple[NewRecord, ...]:
+    """The records of one completion: its outputs (`contents[i]` holds `finished.outputs[i]`), then its log."""
+    outcome = "" if finished.outcome is Outcome.SUCCEEDED else finished.outcome.value
+    found = [
+        producer.record(
+            output.spec,
+            output.name,
+            output.kind,
+            output.content_type,
+            content,
+            tags=output.tags,
+            outcome=outcome,
+        )
+        for output, content in zip(finished.outputs, contents, strict=True)
+    ]
+    if "log" in producer.model_type.outputs:
+        found.append(producer.record("log", "log", "file", "text/plain", log, outcome=outcome))
     return tuple(found)
+
+
+def artifact(record: NewRecord, done: Appended) -> dict[str, Any]:
+    """A record in the `dataArtifacts` of its step."""
+    return {
+        "dataId": done.id,
+        "name": record.name,
+        "version": done.version,
+        "specName": record.spec,
+        "modelName": record.model_name,
+    }

@@ -11,6 +11,7 @@ Rules that hold here:
 from collections.abc import Mapping
 from concurrent.futures import Future
 from hashlib import sha256
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -20,9 +21,12 @@ from swamp_orch.core.lease_values import CancelKind, Lease
 from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.definitions.values import Step
 from swamp_orch.engine import records
+from swamp_orch.engine.access_log import Access, access_record
 from swamp_orch.engine.flights import Again, Flight, Gone, Reported
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
+from swamp_orch.engine.records import Producer, artifact
+from swamp_orch.engine.writes import written_under
 from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.errors import NO_ROOM
@@ -36,6 +40,7 @@ from swamp_worker.execution.interface import Control
 if TYPE_CHECKING:
     from swamp_orch.engine.runs import Parts, Run
 
+CREDENTIAL_BYTES: Final = 32  # of a dispatch, for the data plane
 STATUS_OF: Final[Mapping[Outcome, StepStatus]] = {
     Outcome.SUCCEEDED: StepStatus.SUCCEEDED,
     Outcome.FAILED: StepStatus.FAILED,
@@ -238,9 +243,14 @@ class StepWork:
         slot = parts.taken_slot(lease.dispatch, lease.worker)
         message = order.dispatch(lease.dispatch, attempt=lease.attempt, fence=lease.fence, resolve=False)
         secrets = await trio.to_thread.run_sync(order.secrets, self._unreadable)
-        flight = self._flight = parts.flights.reopen(message, slot, lease, self._emit_line, secrets)
+        origin = self._run.origin(self._state)
+        flight = self._flight = parts.flights.reopen(
+            message, slot, lease, order, origin, self._emit_line, secrets
+        )
         again: Again | _Later | None = None
         try:
+            if lease.wrote:
+                flight.written = await trio.to_thread.run_sync(written_under, parts.store, lease)
             parts.flights.found(flight)
             self._granted = True
             if self._cancel_reason:
@@ -270,17 +280,29 @@ class StepWork:
     def _grant(self, order: Order, slot: Slot) -> "_Granting":
         """Submit the grant of one attempt: lease and step, in one transaction."""
         parts, run, state = self._parts, self._run, self._state
+        read: list[SecretRef] = []
         try:
-            message = order.dispatch(slot.holder, attempt=state.attempt + 1, fence=state.fence + 1)
+            credential = "" if slot.worker is None else token_hex(CREDENTIAL_BYTES)
+            message = order.dispatch(
+                slot.holder,
+                attempt=state.attempt + 1,
+                fence=state.fence + 1,
+                credential=credential,
+                told=read.append,
+            )
         except BaseException:
             slot.release()
             raise
         state.attempt, state.fence, state.dispatch = message.attempt, message.fence, message.dispatch
         state.worker, state.status = slot.worker, StepStatus.RUNNING
         state.started_ms, state.reason = parts.clock_ms(), ""
-        flight = parts.flights.open(message, slot, order, state, self._emit_line)
+        flight = parts.flights.open(message, slot, order, state, run.origin(state), self._emit_line)
         step = records.step_record(run.origin(state), state.attributes(run.id))
-        future = parts.store.submit(Batch((*slot.handover, flight.grant_record(), step)))
+        accesses = (
+            access_record(flight, Access("secret", vault=one.vault, key=one.key), state.started_ms)
+            for one in read
+        )
+        future = parts.store.submit(Batch((*slot.handover, flight.grant_record(), step, *accesses)))
         self._flight, self._granted = flight, False
         self._control = Control()
         return _Granting(flight, future)
@@ -369,7 +391,7 @@ class StepWork:
         try:
             made = await self._outputs(order, flight, finished)
         except NO_ROOM as error:
-            await parts.flights.unsaved(flight, error)
+            await parts.flights.unsaved(flight, finished, error)
         else:
             batch = (*made, records.step_record(run.origin(state), state.attributes(run.id)))
             done = await parts.flights.commit_end(flight, end, batch)
@@ -380,17 +402,19 @@ class StepWork:
         if later is not None:
             run.warn(state.reason, state)
             state.error = ""
-        state.records = _described(made, done.records)
+        state.records = (*flight.written, *_described(made, done.records))
         flight.spool.remove()
         return True
 
     async def _outputs(self, order: Order, flight: Flight, finished: Finished) -> tuple[NewRecord, ...]:
         store = self._parts.store
         log = await flight.spool.seal(store)
-        contents = [await _content(store, await _masked(flight, output)) for output in finished.outputs]
-        return records.output_records(
-            self._run.origin(self._state), order.model, order.model_type, finished, log, contents
-        )
+        contents = flight.contents if finished is flight.finished else None
+        if contents is None:
+            contents = [await _content(store, await _masked(flight, output)) for output in finished.outputs]
+        message = flight.message
+        producer = Producer(flight.origin, order.model, order.model_type, message.dispatch, message.fence)
+        return records.output_records(producer, finished, log, contents)
 
     async def _seal_partial(self, order: Order, flight: Flight) -> None:
         """The lease ended without a report: what was streamed is kept as evidence, marked with the outcome."""
@@ -418,7 +442,7 @@ class StepWork:
         done = await run.keep(
             Batch((*made, records.step_record(run.origin(state), state.attributes(run.id))))
         )
-        state.records = _described(made, done.records)
+        state.records = (*flight.written, *_described(made, done.records))
         flight.spool.remove()
 
     def _unreadable(self, reference: SecretRef, error: SwampError) -> None:
@@ -465,13 +489,4 @@ async def _content(store: Store, output: Output) -> Content:
 
 
 def _described(made: tuple[NewRecord, ...], appended: tuple[Appended, ...]) -> tuple[dict[str, Any], ...]:
-    return tuple(
-        {
-            "dataId": done.id,
-            "name": record.name,
-            "version": done.version,
-            "specName": record.spec,
-            "modelName": record.model_name,
-        }
-        for record, done in zip(made, appended, strict=False)
-    )
+    return tuple(artifact(record, done) for record, done in zip(made, appended, strict=False))

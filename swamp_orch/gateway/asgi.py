@@ -1,8 +1,9 @@
 """The one application both listeners serve: routing, Host and Origin, and nothing about workers or runs.
 
-`/control/v1` is the workers' WebSocket, `/client/v1/<call>` the client API, `/healthz` and `/readyz` say whether the process
-lives and accepts work. Host and Origin are checked everywhere: a web page must not be able to run a workflow through
-`ws://localhost` (SEMANTICS §10). The unix socket is trusted by its file mode; every TCP client needs a credential.
+`/control/v1` is the workers' WebSocket, `/data/v1/` the data plane of running steps, `/client/v1/<call>` the client API, `/healthz` and
+`/readyz` say whether the process lives and accepts work. Host and Origin are checked everywhere: a web page must not be able to run a
+workflow through `ws://localhost` (SEMANTICS §10). The unix socket is trusted by its file mode; every TCP client needs a credential, and
+the data plane that of a dispatch wherever it is asked.
 """
 
 import hmac
@@ -14,6 +15,7 @@ from typing import Any, Final, Protocol
 import trio
 
 from swamp_orch.api.interface import CALLS
+from swamp_proto import dataplane
 from swamp_proto.errors import (
     AlreadyExists,
     Broken,
@@ -34,6 +36,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CONTROL_PATH: Final = "/control/v1"
 CLIENT_PREFIX: Final = "/client/v1/"
+DATA_PREFIX: Final = dataplane.PREFIX + "/"
 STREAM_KEEPALIVE_S: Final = 15.0  # an empty line, so that proxies and clients see a live stream
 
 
@@ -55,6 +58,12 @@ class Control(Protocol):
     """What serves a worker's socket (`swamp_orch.gateway.control`)."""
 
     async def serve(self, pipe: "AsgiPipe", address: str) -> None: ...
+
+
+class Data(Protocol):
+    """What serves the data plane (`swamp_orch.gateway.dataplane`)."""
+
+    async def serve(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None: ...
 
 
 class AsgiPipe:
@@ -102,7 +111,9 @@ class Gateway:
         credential: str,
         loopback_only: bool,
         ready: Callable[[], bool],
+        data: Data | None = None,
     ) -> None:
+        self._data = data
         self._calls = calls
         self._control = control
         self._credential = credential.encode()
@@ -143,6 +154,8 @@ class Gateway:
             elif path == "/readyz":
                 ready = self._ready()
                 await _answer(send, 200 if ready else 503, {"status": "ready" if ready else "not ready"})
+            elif self._data is not None and path.startswith(DATA_PREFIX):
+                await self._data.serve(scope, headers, receive, send)
             elif not path.startswith(CLIENT_PREFIX):
                 await _answer(send, 404, {"error": f"nothing is served at {path}", "code": "not_found"})
             elif scope["method"] != "POST":

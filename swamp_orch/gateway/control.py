@@ -48,6 +48,7 @@ from swamp_proto.limits import (
     UNAUTHENTICATED_SOCKETS_PER_ADDRESS_MAX,
     Tempo,
 )
+from swamp_proto.messages.capability import Call
 from swamp_proto.messages.dispatch import Finished, LogLines
 from swamp_proto.messages.enrollment import (
     AnnounceDrain,
@@ -85,6 +86,8 @@ class Dispatches(Holders, Leases, Protocol):
     async def finished(self, member: Member, request: Request, finished: Finished) -> None: ...
 
     def log_lines(self, member: Member, lines: LogLines) -> None: ...
+
+    def called(self, member: Member, request: Request, call: Call) -> None: ...
 
 
 class ControlDesk:
@@ -241,6 +244,8 @@ class ControlDesk:
                         await trio.lowlevel.checkpoint()
             case Finished() if isinstance(frame, Request):
                 await self._dispatches.finished(member, frame, body)
+            case Call() if isinstance(frame, Request):
+                self._dispatches.called(member, frame, body)
             case Heartbeat(number=number) if isinstance(frame, Request):
                 member.link.reply(frame, HeartbeatAnswer(number))
             case RefreshSession() if isinstance(frame, Request):

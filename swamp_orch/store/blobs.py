@@ -37,6 +37,23 @@ class BlobFolder:
             staged.spill()
             return staged.finish()
 
+    def adopt(self, file: Path, sha256: str, size: int) -> Content:
+        """`file`, whole and fsynced, becomes the blob of that name; see `Store.adopt`. Raises `StoreFull`."""
+        target = self.path(sha256)
+        try:
+            os.utime(file)  # its age says when it was last staged
+            self.make_shard(target.parent)
+            file.rename(target)
+            sync_folder(target.parent)
+        except OSError as error:
+            raise translated_os(error, target) from error
+        return Content(inline=None, sha256=sha256, size=size)
+
+    def make_shard(self, folder: Path) -> None:
+        if not folder.is_dir():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_folder(folder.parent)
+
     def path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256[2:]
 
@@ -159,9 +176,7 @@ class StagedFile:
             os.fsync(self._fd)
             os.close(self._fd)
             self._fd = None
-            if not target.parent.is_dir():
-                target.parent.mkdir(mode=0o700, exist_ok=True)
-                sync_folder(target.parent.parent)
+            self._blobs.make_shard(target.parent)
             self._temporary.rename(target)
             self._temporary = None
             sync_folder(target.parent)

@@ -17,17 +17,19 @@ ENROLLMENT_TOKEN: Final = "swamp/enrollment-token"  # noqa: S105 - a type name
 STEP_LEASE: Final = "swamp/step-lease"
 PENDING_DISPATCH: Final = "swamp/pending-dispatch"
 WORKFLOW_RUN: Final = "swamp/workflow-run"
+ACCESS: Final = "swamp/access"
 
 INFRASTRUCTURE_TYPES: Final = frozenset(
-    {WORKER, ENROLLMENT_TOKEN, STEP_LEASE, PENDING_DISPATCH, WORKFLOW_RUN}
+    {WORKER, ENROLLMENT_TOKEN, STEP_LEASE, PENDING_DISPATCH, WORKFLOW_RUN, ACCESS}
 )
 """Types no step may read or write."""
 
-ONE_SHOT_TYPES: Final = frozenset({STEP_LEASE, PENDING_DISPATCH, WORKFLOW_RUN})
+ONE_SHOT_TYPES: Final = frozenset({STEP_LEASE, PENDING_DISPATCH, WORKFLOW_RUN, ACCESS})
 """Their (model id, name) holds a uuid and is never written again once collected."""
 
 LEASES_MODEL: Final = "leases"
 PENDING_MODEL: Final = "pending"
+ACCESS_MODEL: Final = "access"
 
 
 def model_id(model_type: str, model_name: str) -> str:
@@ -37,6 +39,7 @@ def model_id(model_type: str, model_name: str) -> str:
 
 LEASES_ID: Final = model_id(STEP_LEASE, LEASES_MODEL)
 PENDING_ID: Final = model_id(PENDING_DISPATCH, PENDING_MODEL)
+ACCESS_ID: Final = model_id(ACCESS, ACCESS_MODEL)
 
 TOKEN_RECORD: Final = "token-main"  # noqa: S105 - spec `token`, model name = token name
 WORKER_RECORD: Final = "state-main"  # spec `state`, model name = `worker-<pool name>`

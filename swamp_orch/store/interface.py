@@ -10,7 +10,8 @@ Everything durable is a record: user data, tokens, workers, leases, queue entrie
 4. `guards` are preconditions on other records, checked in the same transaction.
 5. The same idempotency key with the same body digest answers with the first commit's result and writes nothing; with another
    digest it is `idempotency_conflict`. The key is stored in the transaction that acted.
-6. Content up to `INLINE_CONTENT_MAX` lives in the row; larger content is a blob file named by its sha256, fsynced
+6. A version never changes, but for two facts about it: whether it is the newest, and (once, from none) its outcome.
+7. Content up to `INLINE_CONTENT_MAX` lives in the row; larger content is a blob file named by its sha256, fsynced
    before the row that names it commits. Rows are the authority; an orphan blob is garbage, never data.
 
 The interface is synchronous and thread-safe; `submit` queues for group commit and answers through a future.
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from enum import StrEnum
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 import attrs
@@ -140,6 +142,16 @@ class IdempotencyKey:
 
 
 @attrs.frozen
+class OutcomeMark:
+    """Whatever dispatch `dispatch` of run `run` wrote while it ran gets this outcome: its end is known only now. Versions that
+    have an outcome, tombstones and swamp's own bookkeeping keep what they have."""
+
+    run: str
+    dispatch: str
+    outcome: str
+
+
+@attrs.frozen
 class Batch:
     """What commits together."""
 
@@ -147,6 +159,7 @@ class Batch:
     guards: tuple[Guard, ...] = ()
     idempotency: IdempotencyKey | None = None
     answer: bytes = b""  # stored with the idempotency key
+    marks: tuple[OutcomeMark, ...] = ()
 
 
 @attrs.frozen
@@ -281,6 +294,11 @@ class Store(Protocol):
     def open_blob(self, sha256: str) -> BinaryIO: ...
 
     def stage(self) -> BlobWriter: ...
+
+    def adopt(self, file: Path, sha256: str, size: int) -> Content:
+        """A whole, fsynced file of the store's own file system, whose sha256 was computed as it was written, becomes a blob. The
+        file is gone then, also when such a blob was there."""
+        ...
 
     def remove(self, record_ids: Sequence[tuple[str, str, int]]) -> int:
         """Collector only: remove versions (`model_id`, `name`, `version`); returns how many there were. The newest version of

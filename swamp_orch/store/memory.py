@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import attrs
@@ -25,6 +26,8 @@ from swamp_orch.store.interface import (
     Committed,
     Content,
     NewRecord,
+    OutcomeMark,
+    OwnerType,
     Record,
     Selection,
     answer_all,
@@ -156,6 +159,8 @@ class MemoryStore:
             coming[name] = max(coming.get(name, 0), disk.last.get(name, 0)) + 1
         now_ms = self._clock()
         committed = Committed(tuple(self._append(new, now_ms) for new in batch.records), False, batch.answer)
+        for mark in batch.marks:
+            self._mark(mark)
         if key is not None:
             disk.keys[key.key] = _Key(key.digest, key.scope, now_ms, committed)
         return committed
@@ -189,6 +194,19 @@ class MemoryStore:
         )  # fmt: skip
         disk.log[record.seq] = record
         return Appended(record.id, version, record.seq, now_ms)
+
+    def _mark(self, mark: OutcomeMark) -> None:
+        log = self._disk.log
+        for seq, record in log.items():
+            owner = record.owner
+            ours = (
+                owner.run == mark.run
+                and owner.dispatch == mark.dispatch
+                and owner.type is not OwnerType.SYSTEM
+            )
+            if ours and not record.outcome and not record.deleted:
+                tags = {**record.tags, "outcome": mark.outcome}
+                log[seq] = attrs.evolve(record, outcome=mark.outcome, tags=tags)
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -244,6 +262,13 @@ class MemoryStore:
     def stage(self) -> BlobWriter:
         self._alive()
         return _Staged(self._disk)
+
+    def adopt(self, file: Path, sha256: str, size: int) -> Content:
+        self._alive()
+        self._disk.blobs[sha256] = file.read_bytes()
+        self._disk.fresh.add(sha256)
+        file.unlink()
+        return Content(None, sha256, size)
 
     def _matching(
         self, selection: Selection, after: int, limit: int | None, newest_first: bool

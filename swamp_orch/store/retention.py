@@ -5,7 +5,7 @@
 | whose newest version is a tombstone | with all its versions |
 | whose newest version is older than its lifetime (`30m` … `2y`) | with all its versions |
 | with lifetime `ephemeral`, `job` or `workflow` (or a duration of zero), and its run has ended or is gone | with all its versions |
-| that is a lease or a waiting step that ended `BOOKKEEPING_ENDED_KEPT_S` ago | with all its versions |
+| that is a lease or a waiting step that ended `BOOKKEEPING_ENDED_KEPT_S` ago, or an access that old | with all its versions |
 | that keeps its last N versions | its versions before those; swamp's own names keep at most `BOOKKEEPING_VERSIONS_KEPT` |
 
 Rules: deciding is pure (`verdict`, `surplus_up_to`) and never changes its mind as time passes, so nothing is locked between
@@ -24,7 +24,14 @@ from typing import Any, Final
 
 import attrs
 
-from swamp_orch.store.bookkeeping import INFRASTRUCTURE_TYPES, PENDING_DISPATCH, RUN_RECORD, STEP_LEASE, iso
+from swamp_orch.store.bookkeeping import (
+    ACCESS,
+    INFRASTRUCTURE_TYPES,
+    PENDING_DISPATCH,
+    RUN_RECORD,
+    STEP_LEASE,
+    iso,
+)
 from swamp_orch.store.interface import Comparison, Selection, Store, Term
 from swamp_proto.limits import BOOKKEEPING_ENDED_KEPT_S, BOOKKEEPING_VERSIONS_KEPT
 
@@ -179,6 +186,8 @@ class _Pass:
                 Term("attributes.state", Comparison.NE, (open_state,)),
             )
             yield from self._store.scan(Selection(over), fields)
+        accesses = (Term("modelType", Comparison.EQ, (ACCESS,)), Term("createdAt", Comparison.LE, (before,)))
+        yield from self._store.scan(Selection(accesses), fields)
 
     def _remove_name(self, expired: Expired) -> None:
         self._expired.append(expired)

@@ -69,6 +69,7 @@ CREATE TABLE record (
   tags TEXT NOT NULL,
   content BLOB
 );
+CREATE UNIQUE INDEX record_id ON record (id);
 CREATE UNIQUE INDEX record_version ON record (model_id, name, version);
 CREATE INDEX record_model ON record (model_name, spec, is_latest);
 CREATE INDEX record_type ON record (model_type, is_latest);

@@ -30,6 +30,7 @@ from swamp_orch.store.interface import (
     BlobWriter,
     Clock,
     Committed,
+    Content,
     Record,
     Selection,
     answer_all,
@@ -340,6 +341,9 @@ class SqliteStore:
 
     def stage(self) -> BlobWriter:
         return self._blobs.stage()
+
+    def adopt(self, file: Path, sha256: str, size: int) -> Content:
+        return self._blobs.adopt(file, sha256, size)
 
     def _one(self, where: str, parameters: Sequence[Any], content: bool) -> Record | None:
         sql = f"SELECT {_WITH_CONTENT if content else _WITHOUT_CONTENT} FROM record WHERE {where}"  # noqa: S608 - constants

@@ -24,7 +24,7 @@ import attrs
 from swamp_orch.store.blobs import BlobFolder
 from swamp_orch.store.bookkeeping import ONE_SHOT_TYPES, STEP_LEASE
 from swamp_orch.store.errors import translated
-from swamp_orch.store.interface import Appended, Batch, Clock, Committed
+from swamp_orch.store.interface import Appended, Batch, Clock, Committed, OutcomeMark, OwnerType
 from swamp_orch.store.rows import CREATED, ID, SEQ, VERSION, Ids, to_row
 from swamp_orch.store.schema import RECORD_COLUMNS
 from swamp_proto.errors import Conflict, LocalError, SwampError
@@ -46,6 +46,10 @@ SELECT (SELECT max(version) FROM record WHERE model_id = ?1 AND name = ?2),
        (SELECT version FROM reserved WHERE model_id = ?1 AND name = ?2)"""
 _KEY: Final = "SELECT digest, appended, answer FROM idempotency WHERE key = ?"
 _INSERT_KEY: Final = "INSERT INTO idempotency VALUES (?, ?, ?, ?, ?, ?)"
+_MARK: Final = f"""
+UPDATE record SET outcome = :outcome, tags = json_set(tags, '$.outcome', :outcome)
+WHERE run = :run AND run <> '' AND dispatch = :dispatch AND outcome = '' AND deleted = 0
+  AND owner_type <> '{OwnerType.SYSTEM.value}'"""  # noqa: S608 - constants; `run <> ''` is what its index is limited to
 
 
 def _short(rows: int) -> str:
@@ -97,6 +101,7 @@ class _Plan:
     keys: dict[str, tuple[str, Committed]] = attrs.field(factory=dict)
     rows: list[list[Any]] = attrs.field(factory=list)
     key_rows: list[tuple[Any, ...]] = attrs.field(factory=list)
+    marks: list[OutcomeMark] = attrs.field(factory=list)
 
 
 @attrs.define
@@ -159,7 +164,7 @@ class Writer:
             return None
         count = 0
         for prepared in group:
-            if prepared.blobs or prepared.batch.idempotency is not None:
+            if prepared.blobs or prepared.batch.idempotency is not None or prepared.batch.marks:
                 return None
             count += len(prepared.rows)
         if not 0 < count <= SHORT_ROWS_MAX:
@@ -205,6 +210,8 @@ class Writer:
             db.executemany(_INSERT, plan.rows)
         if plan.key_rows:
             db.executemany(_INSERT_KEY, plan.key_rows)
+        for mark in plan.marks:
+            db.execute(_MARK, {"run": mark.run, "dispatch": mark.dispatch, "outcome": mark.outcome})
         db.execute("COMMIT")
         self._remember(plan, removals, end)
         return outcomes
@@ -273,6 +280,7 @@ class Writer:
         plan.seq = seq
         plan.rows += rows
         batch = prepared.batch
+        plan.marks += batch.marks
         committed = Committed(tuple(appended), False, batch.answer)
         key = batch.idempotency
         if key is not None:

@@ -18,6 +18,7 @@ from swamp_orch.store.interface import (
     IdempotencyKey,
     Kind,
     NewRecord,
+    OutcomeMark,
     Owner,
     OwnerType,
     Selection,
@@ -637,3 +638,34 @@ def test_removed_leases_are_forgotten(store: Store) -> None:
     store.commit(Batch((lease,)))
     store.remove([(LEASES_ID, lease.name, 1)])
     assert store.commit(Batch((lease,))).records[0].version == 1
+
+
+# ── outcomes that are known later ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_mark_gives_an_outcome_to_what_a_dispatch_wrote_and_to_nothing_else(store: Store) -> None:
+    def by(dispatch: str, run: str = "r1", type: OwnerType = OwnerType.WORKFLOW_STEP) -> Owner:
+        return Owner(type, run=run, dispatch=dispatch)
+
+    store.commit(
+        Batch((
+            new("a", owner=by("d1"), tags={"k": "ü"}), new("b", owner=by("d1"), outcome="failed"),
+            new("c", owner=by("d1"), deleted=True), new("d", owner=by("d2")), new("e", owner=by("d1", run="r2")),
+            new("lease", owner=by("d1", type=OwnerType.SYSTEM)),
+        ))
+    )  # fmt: skip
+    store.commit(Batch((new("end", owner=by("d1")),), marks=(OutcomeMark("r1", "d1", "abandoned"),)))
+    found = {record.name: record for record in store.select(Selection(deleted=True))}
+    outcomes = {name: record.outcome for name, record in found.items()}
+    assert outcomes == {
+        "a": "abandoned", "b": "failed", "c": "", "d": "", "e": "", "lease": "", "end": "abandoned",
+    }  # fmt: skip
+    assert found["a"].tags == {"k": "ü", "outcome": "abandoned"}
+    assert names(store, eq("outcome", "abandoned")) == ["a", "end"]
+
+
+def test_a_refused_batch_marks_nothing(store: Store) -> None:
+    store.commit(Batch((new("a", owner=Owner(OwnerType.WORKFLOW_STEP, run="r1", dispatch="d1")),)))
+    with pytest.raises(Conflict):
+        store.commit(Batch(guards=(Guard("m1", "a", 7),), marks=(OutcomeMark("r1", "d1", "failed"),)))
+    assert names(store, eq("outcome", "")) == ["a"]

@@ -253,6 +253,21 @@ class RunService:
                 break
         return {"results": rows, "total": len(rows)}
 
+    def latest_output(self, model: str, method: str | None, *, without: str) -> dict[str, Any] | None:
+        """The newest execution of a model that has ended, in the shape of `output.get`; not `without`, which asks."""
+        terms = [
+            Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
+            Term("specName", Comparison.EQ, ("step",)),
+            Term("attributes.modelName", Comparison.EQ, (model,)),
+        ]
+        if method is not None:
+            terms.append(Term("attributes.methodName", Comparison.EQ, (method,)))
+        for record in self._store.select(Selection(tuple(terms)), newest_first=True):
+            step = self._read(record)
+            if step.get("dispatchId", without) != without and "endedAt" in step:
+                return self._output(step)
+        return None
+
     def _summary(self, step: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "id": step["dispatchId"],

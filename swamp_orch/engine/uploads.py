@@ -1,0 +1,354 @@
+"""Uploads of running steps: bytes on their way to a record, resumable, below `.swamp/data/uploads/<dispatch>/`.
+
+Rules that hold here (SEMANTICS §7):
+
+1. `<n>` holds the bytes, `<n>.json` what the upload is and how many bytes of it are safe. The offset that is told counts fsynced
+   bytes; what an orchestrator that died left beyond it is cut off.
+2. The sha256 is computed as bytes arrive and compared when the upload is whole; after a restart it is computed again from the file.
+   Bytes that are not what was said are thrown away, and the upload is at 0 again.
+3. One request at a time receives: a newer one takes over from one whose connection is half-open.
+4. Memory is bounded: one block is written while the next arrives; files are written in threads.
+5. A whole upload becomes a blob when something names it (`take`). What nothing names goes with its dispatch (`drop`).
+
+It does not know leases: whoever calls holds one.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import trio
+
+from swamp_orch.store.blobs import sync_folder
+from swamp_orch.store.interface import Content, Store
+from swamp_proto.capabilities import CallRefused
+from swamp_proto.errors import SwampError
+from swamp_proto.limits import DATA_BODY_MAX, INLINE_CONTENT_MAX, MIB, UPLOAD_CHUNK, UPLOADS_PER_DISPATCH_MAX
+from swamp_proto.messages.capability import CallCode
+
+BLOCK: Final = 1 * MIB  # written and hashed at once
+THREADS: Final = 8  # of all uploads
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+Body = Callable[[], Awaitable[bytes]]
+"""The next bytes of a request, `b""` at its end. Raises what ends the request."""
+Progress = Callable[[int, int], object]
+"""Hears how many bytes are here, and of how many."""
+
+
+class WrongOffset(CallRefused):
+    """The bytes do not begin where the safe ones end: at `offset`."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(CallCode.CONFLICT, f"the upload goes on at byte {offset}")
+        self.offset = offset
+
+
+@attrs.define(eq=False)
+class _Upload:
+    """One upload, as far as this process knows it. The file is open while it is not whole."""
+
+    path: Path
+    length: int
+    sha256: str
+    safe: int = 0
+    whole: bool = False
+    content: Content | None = None  # once it was taken
+    fd: int = -1
+    hash: Any = None
+    written: int = 0  # and hashed
+    holder: trio.CancelScope | None = None
+    turn: trio.Lock = attrs.field(factory=trio.Lock)
+
+    @property
+    def note(self) -> Path:
+        return self.path.with_name(self.path.name + ".json")
+
+    # ── in a thread ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def open(self) -> None:
+        """Have the file open with its safe bytes hashed, and nothing behind them."""
+        if self.fd >= 0:
+            return
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, self.safe)
+            found = hashlib.sha256()
+            while block := os.read(fd, BLOCK):
+                found.update(block)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.fd, self.hash, self.written = fd, found, self.safe
+
+    def write(self, block: bytes) -> None:
+        view = memoryview(block)
+        at = self.written
+        while view:
+            count = os.pwrite(self.fd, view, at)
+            view, at = view[count:], at + count
+        self.hash.update(block)
+        self.written = at
+
+    def sync(self) -> None:
+        """What was written becomes safe; the whole is compared with what was said. Raises `CallRefused`."""
+        if self.written == self.safe and not (self.written == self.length and not self.whole):
+            return
+        os.fdatasync(self.fd)
+        if self.written < self.length:
+            self.safe = self.written
+            self.save()
+            return
+        if self.hash.hexdigest() != self.sha256:
+            self.forget()
+            self.safe = 0
+            self.save()
+            raise CallRefused(
+                CallCode.INVALID, "the bytes of the upload do not have the sha256 that was said"
+            )
+        self.safe, self.whole = self.written, True
+        self.save()
+        self.forget()
+
+    def save(self) -> None:
+        about = {"length": self.length, "sha256": self.sha256, "safe": self.safe, "whole": self.whole}
+        data = json.dumps(about).encode().ljust(200) + b"\n"  # one sector, written over in place
+        fd = os.open(self.note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, data, 0)
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def forget(self) -> None:
+        """Close the file; what is not safe is cut off when it is opened again."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd, self.hash = -1, None
+
+
+class Uploads:
+    """All uploads of this orchestrator."""
+
+    def __init__(self, folder: Path, store: Store) -> None:
+        self._folder = folder
+        self._store = store
+        self._open: dict[str, dict[int, _Upload]] = {}
+        self._threads = trio.CapacityLimiter(THREADS)
+
+    async def offset(self, dispatch: str, number: int) -> int:
+        """How many bytes are safe; 0 for one that was never begun."""
+        upload = await self._find(dispatch, number)
+        return 0 if upload is None else upload.safe
+
+    async def receive(
+        self,
+        dispatch: str,
+        number: int,
+        *,
+        offset: int,
+        length: int,
+        sha256: str,
+        body: Body,
+        progress: Progress | None = None,
+    ) -> int:
+        """Take the bytes of one request; how many are safe then. What arrived before a request was cut is kept.
+
+        :raises WrongOffset: the safe bytes end elsewhere
+        :raises CallRefused: another upload has this number, it is too large, its bytes are wrong, or the disk is full
+        """
+        upload = await self._find(dispatch, number) or await self._begin(dispatch, number, length, sha256)
+        if (upload.length, upload.sha256) != (length, sha256):
+            raise CallRefused(
+                CallCode.IDEMPOTENCY_CONFLICT, f"upload {number} was begun with another length or sha256"
+            )
+        if upload.holder is not None:
+            upload.holder.cancel()
+        async with upload.turn:
+            if offset != upload.safe:
+                raise WrongOffset(upload.safe)
+            if upload.whole:
+                if await body():
+                    raise _too_long(length)
+                return upload.safe
+            scope = upload.holder = trio.CancelScope()
+            try:
+                with scope:
+                    await self._fill(upload, body, progress)
+            finally:
+                if upload.holder is scope:
+                    upload.holder = None
+            if scope.cancelled_caught:
+                raise CallRefused(CallCode.UNAVAILABLE, "a newer request goes on with this upload")
+            return upload.safe
+
+    async def take(self, dispatch: str, number: int) -> Content:
+        """The content of a whole upload, ready to be named by a record. Raises `CallRefused`, `StoreFull`."""
+        upload = await self._find(dispatch, number)
+        if upload is not None and not upload.whole and upload.safe == upload.length:
+            async with upload.turn:  # its last bytes were safe when an orchestrator died
+                await self._thread(_finish, upload)
+        if upload is None or not upload.whole:
+            have = "was never begun" if upload is None else f"has {upload.safe} of {upload.length} bytes"
+            raise CallRefused(CallCode.INVALID, f"upload {number} {have}")
+        async with upload.turn:
+            if upload.content is None:
+                upload.content = await self._thread(self._adopt, upload)
+        return upload.content
+
+    async def drop(self, dispatch: str) -> None:
+        """The dispatch is over: what nothing names goes."""
+        uploads = self._open.pop(dispatch, None)
+        if uploads is None:
+            return
+        for upload in uploads.values():
+            if upload.holder is not None:
+                upload.holder.cancel()
+            async with upload.turn:
+                upload.forget()
+        await self._thread(shutil.rmtree, self._folder / dispatch, True)
+
+    def knows(self, dispatch: str) -> bool:
+        return dispatch in self._open
+
+    async def sweep(self, keep: Collection[str]) -> None:
+        """After a start: remove what belongs to dispatches that are over."""
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                for folder in self._folder.iterdir():
+                    if folder.name in keep:
+                        self._open.setdefault(folder.name, {})
+                    else:
+                        shutil.rmtree(folder, ignore_errors=True)
+
+        await self._thread(remove)
+
+    # ── one upload ──────────────────────────────────────────────────────────────────────────────────────────────────
+    async def _fill(self, upload: _Upload, body: Body, progress: Progress | None) -> None:
+        await self._thread(upload.open)
+        put, take = trio.open_memory_channel[bytes](0)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, upload, take, progress)
+                async with put:
+                    await _read(body, put, upload.length - upload.written)
+        except* SwampError as group:
+            raise _single(group) from None
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._thread(upload.sync)
+
+    async def _write(
+        self, upload: _Upload, take: "trio.MemoryReceiveChannel[bytes]", progress: Progress | None
+    ) -> None:
+        async for block in take:
+            await self._thread(upload.write, block)
+            if upload.written - upload.safe >= UPLOAD_CHUNK and upload.written < upload.length:
+                await self._thread(upload.sync)
+            if progress is not None:
+                progress(upload.written, upload.length)
+
+    def _adopt(self, upload: _Upload) -> Content:
+        if upload.length <= INLINE_CONTENT_MAX:
+            return Content(upload.path.read_bytes(), upload.sha256, upload.length)
+        if not upload.path.exists():  # taken by a process that died before it could commit
+            return Content(None, upload.sha256, upload.length)
+        return self._store.adopt(upload.path, upload.sha256, upload.length)
+
+    async def _find(self, dispatch: str, number: int) -> _Upload | None:
+        known = self._open.get(dispatch, {}).get(number)
+        if known is None:
+            known = await self._thread(_load, self._folder / dispatch / str(number))
+            if known is not None:
+                known = self._open.setdefault(dispatch, {}).setdefault(number, known)
+        return known
+
+    async def _begin(self, dispatch: str, number: int, length: int, sha256: str) -> _Upload:
+        if length > DATA_BODY_MAX:
+            raise CallRefused(
+                CallCode.TOO_LARGE, f"an upload of {length} bytes; a record holds up to {DATA_BODY_MAX}"
+            )
+        uploads = self._open.setdefault(dispatch, {})
+        if sum(not upload.whole for upload in uploads.values()) >= UPLOADS_PER_DISPATCH_MAX:
+            raise CallRefused(
+                CallCode.TOO_LARGE,
+                f"{UPLOADS_PER_DISPATCH_MAX} uploads of one step are open; finish some first",
+            )
+        upload = uploads.setdefault(number, _Upload(self._folder / dispatch / str(number), length, sha256))
+        await self._thread(_prepare, upload)
+        return upload
+
+    async def _thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return await trio.to_thread.run_sync(lambda: work(*arguments), limiter=self._threads)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise CallRefused(CallCode.UNAVAILABLE, "the orchestrator's disk is full") from None
+            raise CallRefused(CallCode.INTERNAL, f"the upload could not be kept: {error.strerror}") from error
+
+
+async def _read(body: Body, put: "trio.MemorySendChannel[bytes]", room: int) -> None:
+    """Pass on what arrives in blocks, and what arrived before the request broke, too."""
+    parts: list[bytes] = []
+    size = total = 0
+    try:
+        while piece := await body():
+            total += len(piece)
+            if total > room:
+                raise _too_long(room)
+            parts.append(piece)
+            size += len(piece)
+            if size >= BLOCK:
+                await put.send(b"".join(parts))
+                parts, size = [], 0
+    except SwampError:
+        if parts and total <= room:
+            await put.send(b"".join(parts))
+        raise
+    if parts:
+        await put.send(b"".join(parts))
+
+
+def _prepare(upload: _Upload) -> None:
+    folder = upload.path.parent
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+    upload.open()
+    upload.save()
+    sync_folder(folder)
+
+
+def _finish(upload: _Upload) -> None:
+    if not upload.whole:
+        upload.open()
+        upload.sync()
+
+
+def _load(path: Path) -> _Upload | None:
+    """An upload of an orchestrator that died."""
+    try:
+        about = json.loads(path.with_name(path.name + ".json").read_bytes())
+        return _Upload(path, about["length"], about["sha256"], about["safe"], about["whole"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError):
+        return None  # torn as it was begun: nothing of it was safe
+
+
+def _too_long(most: int) -> CallRefused:
+    return CallRefused(CallCode.TOO_LARGE, f"the body is longer than the {most} bytes that are missing")
+
+
+def _single(group: BaseExceptionGroup[SwampError]) -> SwampError:
+    found: SwampError | BaseExceptionGroup[SwampError] = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
