@@ -160,6 +160,10 @@ QUERY_ROWS_MAX: Final = 10_000  # of one query by a step
 RUN_MODEL_CALLS_MAX: Final = 100  # of one dispatch
 FOLLOW_UPS_MAX: Final = 100  # of one dispatch, one after another
 RUNNER_FRAME_MAX: Final = 4 * MIB  # one message between executor and runner
+HTTP_BODY_KEPT_MAX: Final = (
+    256 * KIB
+)  # of an answer's body in the result of http/request; the artefact has all of it
+FILE_READ_KEPT_MAX: Final = 256 * KIB  # of an artefact in the result of file/read
 BUNDLE_FILE_MAX: Final = 64 * MIB  # a bundle, packed
 BUNDLE_UNPACKED_MAX: Final = 256 * MIB
 BUNDLE_ENTRIES_MAX: Final = 10_000

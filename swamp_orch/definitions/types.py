@@ -145,7 +145,7 @@ def is_internal(name: str) -> bool:
 
 def built_in() -> TypeRegistry:
     """The types that come with swamp."""
-    from swamp_worker.models import BUILT_IN
+    from swamp_worker.models.built_in import BUILT_IN
 
     return TypeRegistry([*BUILT_IN.values(), *INTERNAL])
 
@@ -153,7 +153,7 @@ def built_in() -> TypeRegistry:
 def types_of(repository: "Repository") -> TypeRegistry:
     """The types that come with swamp and those of the repository's `extensions/models/`."""
     from swamp_orch.definitions.extensions import Extensions
-    from swamp_worker.models import BUILT_IN
+    from swamp_worker.models.built_in import BUILT_IN
 
     return TypeRegistry([*BUILT_IN.values(), *INTERNAL], Extensions(repository, BUILT_IN))
 

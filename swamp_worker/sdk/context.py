@@ -151,12 +151,17 @@ class Context(_Facts[G]):
         return await self._hold(conversations.delete(self._situation, name))
 
     def open_file(
-        self, spec: File | str, name: str = "", *, tags: Mapping[str, str] | None = None
+        self,
+        spec: File | str,
+        name: str = "",
+        *,
+        tags: Mapping[str, str] | None = None,
+        content_type: str = "",
     ) -> "OpenFile":
         """`async with context.open_file(self.listing) as file: await file.write_line(…)`. Stored when the block is left; not
-        stored when it is left by an exception.
+        stored when it is left by an exception. `content_type`: another one than the spec's.
         """
-        return OpenFile(Staging(self._situation, spec, name, tags), self)
+        return OpenFile(Staging(self._situation, spec, name, tags, content_type), self)
 
     async def query(
         self, predicate: str, *, select: str | None = None, limit: int | None = None
@@ -286,12 +291,17 @@ class PlainContext(_Facts[G]):
         return self._hold(conversations.delete(self._situation, name))
 
     def open_file(
-        self, spec: File | str, name: str = "", *, tags: Mapping[str, str] | None = None
+        self,
+        spec: File | str,
+        name: str = "",
+        *,
+        tags: Mapping[str, str] | None = None,
+        content_type: str = "",
     ) -> "PlainFile":
         """`with context.open_file(self.listing) as file: file.write_line(…)`. Stored when the block is left; not stored when it
-        is left by an exception.
+        is left by an exception. `content_type`: another one than the spec's.
         """
-        return PlainFile(Staging(self._situation, spec, name, tags), self)
+        return PlainFile(Staging(self._situation, spec, name, tags, content_type), self)
 
     def query(self, predicate: str, *, select: str | None = None, limit: int | None = None) -> list[Any]:
         """Records, or what `select` makes of them, that the step may see."""

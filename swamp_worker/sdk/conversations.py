@@ -200,13 +200,19 @@ class Staging:
     """A file being written: the bytes, and where they are."""
 
     def __init__(
-        self, situation: Situation, spec: File | str, name: str, tags: Mapping[str, str] | None
+        self,
+        situation: Situation,
+        spec: File | str,
+        name: str,
+        tags: Mapping[str, str] | None,
+        content_type: str = "",
     ) -> None:
         situation.only_in_methods("open_file")
         self.spec = spec_of(situation, spec, File)
         self.name = name or self.spec.name
         if _RECORD_NAME.fullmatch(self.name) is None:
             raise Invalid(f"{self.name!r} is no name of a record: 1 to 256 characters, without / and \\")
+        self.content_type = content_type or self.spec.content_type
         self.tags = _tags(tags)
         self.path = situation.staging_path()
         self.record: Written | None = None
@@ -236,7 +242,7 @@ class Staging:
             "spec": self.spec.name,
             "name": self.name,
             "kind": "file",
-            "content_type": self.spec.content_type,
+            "content_type": self.content_type,
             "tags": self.tags,
             "file": str(self.path),
         }

@@ -14,7 +14,7 @@ Each `CallFailed` has the `code` of the answer (`swamp_proto.messages.capability
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from swamp_proto.messages.capability import CallCode
 
@@ -36,7 +36,13 @@ class InvalidArguments(SdkError):
 
 
 class StepFailed(SdkError):
-    """For the author to raise: what a person should read, and nothing else."""
+    """For the author to raise: what a person should read, and nothing else. `result` is stored as the method's return value would
+    have been: evidence of a failure.
+    """
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class CheckFailed(SdkError):

@@ -80,6 +80,8 @@ class Performance:
 class _Over(Exception):
     """The step can not go on; the performance says why."""
 
+    cause: BaseException | None = None
+
 
 def perform(cls: type[Any], order: Order, situation: Situation, house: House) -> Performance:
     """Do it. Never raises for anything the author's code does."""
@@ -108,7 +110,7 @@ class _Actor:
             self._act(method)
         except _Over:
             pass
-        if self._found.error is None and not self._found.cancelled:
+        if not self._found.cancelled:
             self._found.outputs += self._returned.values()
         if not self._found.cancelled and self._instance is not None:
             self._report()
@@ -170,17 +172,26 @@ class _Actor:
 
     def _act(self, method: Method) -> None:
         self._situation.stage = Stage.METHOD
-        self._keep(method, self._guard(self._run, method, self._arguments))
+        self._call(method, self._arguments)
         while self._situation.follow_ups:
             following = self._situation.follow_ups.pop(0)
             if following.after_s:
                 self._guard(self._house.pause, following.after_s)
             method = self._declared.methods[following.method]
             arguments = self._structured(method, following.arguments)
-            self._keep(method, self._guard(self._run, method, arguments))
+            self._call(method, arguments)
+
+    def _call(self, method: Method, arguments: Any) -> None:
+        try:
+            returned = self._guard(self._run, method, arguments)
+        except _Over as over:
+            if isinstance(over.cause, StepFailed) and over.cause.result is not None:
+                self._keep(method, over.cause.result)
+            raise
+        self._keep(method, returned)
 
     def _keep(self, method: Method, returned: Any) -> None:
-        """What a method returned becomes its declared output; the last one of a name counts."""
+        """What a method returned, or failed with, becomes its declared output; the last one of a name counts."""
         spec = method.mark.returns
         if spec is None:
             if returned is not None:
@@ -257,9 +268,11 @@ class _Actor:
         except Cancelled:
             raise self._cancelled() from None
         except BaseException as error:  # SystemExit and the like are the method's doing, too
-            if not isinstance(error, StepFailed):
+            if not isinstance(_leaves(error)[0], StepFailed):
                 self._tell(error)
-            raise self._over(self._sentence(error)) from None
+            over = self._over(self._sentence(error))
+            over.cause = _leaves(error)[0]
+            raise over from None
 
     def _over(self, error: str) -> _Over:
         self._found.error = error[:_ERROR_MAX]

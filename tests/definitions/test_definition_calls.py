@@ -12,6 +12,7 @@ from swamp_orch.definitions.repository import Repository
 from swamp_orch.store.interface import Batch, NewRecord, Selection, json_content
 from swamp_orch.store.memory import MemoryStore
 from swamp_proto.errors import AlreadyExists, Conflict, InvalidDefinition, LocalError, NotFound, UsageError
+from swamp_worker.models.built_in import BUILT_IN
 
 Ask = Callable[..., Any]
 
@@ -326,7 +327,7 @@ def test_validate_says_when_the_type_is_gone(call: Ask, repository: Repository) 
 def test_types_and_methods_describe_themselves(call: Ask) -> None:
     echo(call)
     assert [item["type"] for item in call("model.type_search", query="shell")["results"]] == ["command/shell"]
-    assert [item["type"] for item in call("model.type_search")["results"]] == ["command/shell"]
+    assert [item["type"] for item in call("model.type_search")["results"]] == sorted(BUILT_IN)
     assert "swamp/worker" in [item["type"] for item in call("model.type_search", all=True)["results"]]
     described = call("model.type_describe", type="Command::Shell")
     assert described["type"] == {"raw": "Command::Shell", "normalized": "command/shell"}

@@ -19,7 +19,7 @@ from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.types import INTERNAL, TypeRegistry, types_of
 from swamp_proto.errors import InvalidDefinition, NotFound
 from swamp_proto.limits import BUNDLE_FILE_MAX
-from swamp_worker.models import BUILT_IN
+from swamp_worker.models.built_in import BUILT_IN
 from swamp_worker.models.interface import MethodSpec, ModelType, OutputSpec
 
 INVENTORY = '''\
@@ -248,7 +248,7 @@ def test_a_change_is_noticed_at_the_next_use(
     (units / "one.py").unlink()
     with pytest.raises(NotFound):
         types.get("@a/one")
-    assert types.names() == ["command/shell"]
+    assert types.names() == sorted(BUILT_IN)
     assert describer.asked == 2
 
 
@@ -328,7 +328,7 @@ def test_a_broken_unit_is_an_error_for_its_types_and_nobody_else(extensions: Ext
         "Unknown model type: @a/goot. Did you mean '@a/good'?"
         " Extensions that can not be used: extensions/models/bad.py:3: SyntaxError: invalid syntax"
     )
-    assert types.names() == ["@a/good", "command/shell"]
+    assert types.names() == ["@a/good", *sorted(BUILT_IN)]
     assert [problem.text for problem in types.problems()] == [
         "extensions/models/bad.py:3: SyntaxError: invalid syntax"
     ]

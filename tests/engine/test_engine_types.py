@@ -30,7 +30,7 @@ from swamp_proto.errors import SwampError
 from swamp_proto.limits import BUNDLE_UNUSED_KEPT_S, Tempo
 from swamp_proto.messages.dispatch import Dispatch, Finished, Outcome, Program
 from swamp_worker.execution.interface import Control, LogSink
-from swamp_worker.models import BUILT_IN
+from swamp_worker.models.built_in import BUILT_IN
 from swamp_worker.models.interface import CheckSpec, MethodSpec, ModelType, OutputSpec, ReportSpec
 
 TEXT = {"type": "string"}

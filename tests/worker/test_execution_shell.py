@@ -18,7 +18,7 @@ from swamp_worker.execution import procfs
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
 from swamp_worker.execution.keeper import Keeper
-from swamp_worker.models import BUILT_IN
+from swamp_worker.models.built_in import BUILT_IN
 
 
 def result_of(finished: Finished) -> dict[str, Any]:

@@ -13,14 +13,12 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
-
 from swamp_worker.execution.runner.loading import load
-from swamp_worker.models.interface import ModelType
+from swamp_worker.models.documents import to_document
 from swamp_worker.sdk.declarations import declared
 from swamp_worker.sdk.errors import DeclarationError
 
@@ -54,7 +52,7 @@ def describe(folder: Path, more: tuple[str, ...] = ()) -> dict[str, Any]:
                 problems.append({"file": file, "line": found.line, "error": text})
                 continue
             seen[found.name] = f"{file}:{found.line}"
-            types.append(document(found.model_type(f"{file}:{value.__qualname__}")))
+            types.append(to_document(found.model_type(f"{file}:{value.__qualname__}")))
     return {"types": types, "problems": problems}
 
 
@@ -102,24 +100,6 @@ def _below(folder: Path, filename: str) -> str | None:
         return Path(filename).resolve().relative_to(folder).as_posix()
     except (ValueError, OSError):
         return None
-
-
-def document(model_type: ModelType) -> dict[str, Any]:
-    """JSON-shaped: fields by their names, sets as sorted lists."""
-
-    def plain(value: Any) -> Any:
-        if attrs.has(type(value)):
-            return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
-        if isinstance(value, frozenset):
-            return sorted(value)
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
-
-    found: dict[str, Any] = plain(model_type)
-    return found
 
 
 def main(arguments: list[str]) -> int:

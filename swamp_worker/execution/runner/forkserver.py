@@ -31,6 +31,7 @@ from typing import NoReturn
 if __name__ == "__main__":  # started by its path, in an interpreter that looks nowhere else
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+import swamp_worker.models.built_in  # noqa: F401 - what comes with swamp need not be imported again by each runner
 from swamp_worker.execution.procfs import MARKER_NAME
 from swamp_worker.execution.runner import main
 from swamp_worker.execution.runner.forks import ANSWER, MARKER_ROOM
