@@ -8,4 +8,4 @@ from swamp_orch.api.application import Application
 
 @pytest.fixture(autouse=True)
 def writer_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Application, "types", property(lambda self: with_writer()))
+    monkeypatch.setattr(Application, "types", property(lambda self: with_writer(self.repository)))

@@ -22,7 +22,8 @@ from hypercorn.trio import serve as http_serve
 
 from swamp_orch.api.application import Application, LiveApplication
 from swamp_orch.core.tokens import Token, mint, revoke
-from swamp_orch.definitions.repository import find, init
+from swamp_orch.definitions.extensions import Extensions
+from swamp_orch.definitions.repository import Repository, find, init
 from swamp_orch.definitions.types import INTERNAL, TypeRegistry
 from swamp_orch.engine import orders
 from swamp_orch.engine.access_scope import AccessScope
@@ -491,6 +492,7 @@ async def _listen(app: Any, task_status: Any = trio.TASK_STATUS_IGNORED) -> None
         task_status.started(int(bound.rpartition(":")[2]))
 
 
-def with_writer() -> TypeRegistry:
+def with_writer(repository: Repository) -> TypeRegistry:
     """The registry with the type of these tests."""
-    return TypeRegistry([*BUILT_IN.values(), WRITER, *INTERNAL])
+    known = {**BUILT_IN, WRITER.name: WRITER}
+    return TypeRegistry([*known.values(), *INTERNAL], Extensions(repository, known))
