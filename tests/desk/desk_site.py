@@ -64,7 +64,7 @@ from swamp_proto.messages.enrollment import (
 from swamp_proto.trio_io import MemoryPipe, memory_pipe_pair
 from swamp_proto.version import PROTOCOL_VERSION, SWAMP_VERSION
 from swamp_worker.execution.interface import Control, LogSink
-from swamp_worker.models import BUILT_IN
+from swamp_worker.models.built_in import BUILT_IN
 from swamp_worker.models.interface import MethodSpec, ModelType, OutputSpec
 
 NOTHING: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
