@@ -5,10 +5,11 @@ Rules that hold here:
 1. A secret's access is durable before its value leaves (`record`, committed by whoever hands the value out). Everything else is kept in
    memory for a moment and committed together (`note`): a read costs no sync of its own.
 2. The same question of the same dispatch within that moment is one record with a `count`.
-3. No record holds a value: of a secret its vault and key, of a query its predicate.
+3. No record holds a value: of a secret its vault and key, of a query its predicate, masked.
 4. What a step wrote says so itself (its owner): only writes that were refused are noted.
 """
 
+import json
 import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -16,11 +17,24 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 import trio
 
+from swamp_orch.core.lease_values import Lease
+from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.bookkeeping import ACCESS, ACCESS_ID, ACCESS_MODEL, iso
-from swamp_orch.store.interface import Batch, NewRecord, Owner, OwnerType, Store, json_content
+from swamp_orch.store.interface import (
+    Batch,
+    Comparison,
+    NewRecord,
+    Owner,
+    OwnerType,
+    Selection,
+    Store,
+    Term,
+    json_content,
+)
 from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import BATCH_RECORDS_MAX
+from swamp_proto.messages.capability import Verb
 
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
@@ -59,7 +73,8 @@ def access_record(flight: "Flight", access: Access, at_ms: int, count: int = 1) 
         ("code", access.code),
         ("reason", access.reason),
     )
-    attributes.update((name, text[:TEXT_MAX]) for name, text in texts if text)
+    mask = flight.ingress.mask
+    attributes.update((name, mask(text)[:TEXT_MAX]) for name, text in texts if text)
     attributes |= {
         "at": iso(at_ms),
         "count": count,
@@ -92,6 +107,18 @@ def access_record(flight: "Flight", access: Access, at_ms: int, count: int = 1) 
         ),
         expect=0,
     )
+
+
+def secrets_told(store: Store, lease: Lease) -> tuple[SecretRef, ...]:
+    """Where the secrets are that a dispatch was told or told us so far: for a process that takes it over."""
+    terms = (
+        Term("workflowRunId", Comparison.EQ, (lease.run,)),
+        Term("dispatch", Comparison.EQ, (lease.dispatch,)),
+        Term("modelType", Comparison.EQ, (ACCESS,)),
+    )
+    found = (json.loads(record.content or b"{}") for record in store.select(Selection(terms)))
+    secret = (one for one in found if one["allowed"] and one["verb"] in (Verb.SECRET, Verb.PUT_SECRET))
+    return tuple(dict.fromkeys(SecretRef(one["vault"], one["key"]) for one in secret))
 
 
 @attrs.define(eq=False)

@@ -339,7 +339,7 @@ class StepDesk:
         for output in outputs:
             writes.declared(model_type, output)  # before anything is moved
             staged.append(
-                None if output.staged is None else await self.uploads.take(flight.dispatch, output.staged)
+                None if output.staged is None else await self._staged(flight, output, output.staged)
             )
         return await self._in_thread(
             lambda: [
@@ -347,6 +347,11 @@ class StepDesk:
                 for output, content in zip(outputs, staged, strict=True)
             ]
         )
+
+    async def _staged(self, flight: Flight, output: Output, number: int) -> Content:
+        """The upload that an output names, masked when it is text."""
+        said = (output.sha256, output.size)
+        return await self.uploads.take(flight.dispatch, number, said, flight.ingress.mask_of(output))
 
     async def enter_end(self, flight: Flight, finished: Finished) -> tuple[Finished, list[Content]]:
         """The end of a step with its outputs checked: what is wrong with one is the step's failure, and the others are kept. Raises

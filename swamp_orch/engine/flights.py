@@ -585,7 +585,8 @@ class Flights:
 
     async def commit_write(self, flight: Flight, record: str, batch: Batch) -> Committed:
         """Commit what a dispatch writes, as `Admissions.commit` says; `record` names it for people."""
-        return await self._admissions.commit(flight.dispatch, flight.message.fence, record, batch)
+        named = flight.ingress.mask(record)
+        return await self._admissions.commit(flight.dispatch, flight.message.fence, named, batch)
 
     async def commit_read(self, flight: Flight, batch: Batch) -> Committed:
         """Commit what is no write, under a lease that the store must find active. Raises `CallRefused` (`lease_ended`)."""

@@ -24,7 +24,7 @@ from swamp_proto.capabilities import CallRefused
 from swamp_proto.limits import LINE_MAX, LOG_WAITING_BYTES_MAX, LOG_WAITING_LINES_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
-from swamp_proto.redaction import NAME_REFUSED, LineMask, Mask
+from swamp_proto.redaction import NAME_REFUSED, LineMask, Mask, is_text
 
 _CHARACTER_MAX: Final = 4  # bytes; none is cut in two, so that a full piece may lack three
 
@@ -94,6 +94,17 @@ def _size(text: str) -> int:
     return len(text) if text.isascii() else len(text) * _CHARACTER_MAX
 
 
+def _type_of(output: Output) -> str:
+    """What its content is taken for: what is no file is text, whatever it calls itself."""
+    if output.kind == "file":
+        return output.content_type
+    return (
+        "text/plain"
+        if output.kind == "report" and "json" not in output.content_type.lower()
+        else "application/json"
+    )
+
+
 @attrs.define(eq=False)
 class Ingress:
     """Of one flight."""
@@ -138,14 +149,15 @@ class Ingress:
         tags = {self.mask(name): self.mask(value) for name, value in output.tags.items()}
         return output if tags == output.tags else attrs.evolve(output, tags=tags)
 
+    def mask_of(self, output: Output) -> Mask | None:
+        """What to mask an upload with that `output` names; None: as it is."""
+        return self.mask if self.mask and is_text(_type_of(output)) else None
+
     def content(self, output: Output) -> Output:
         """A record with its inline content masked. Takes long for long content: outside the event loop, then."""
         if output.staged is not None:
             return output
-        content_type = output.content_type if output.kind == "file" else "application/json"
-        if output.kind == "report" and "json" not in output.content_type.lower():
-            content_type = "text/plain"
-        content = self.mask.content(content_type, output.content)
+        content = self.mask.content(_type_of(output), output.content)
         if content is output.content:
             return output
         return attrs.evolve(output, content=content, sha256=sha256(content).hexdigest(), size=len(content))

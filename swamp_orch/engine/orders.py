@@ -13,7 +13,7 @@ Rules that hold here:
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -146,8 +146,11 @@ class Order:
             credential=credential,
         )
 
-    def secrets(self, unreadable: Callable[[SecretRef, SwampError], None]) -> tuple[str, ...]:
-        """What has to be masked in all that comes from a dispatch of this order, read now. `unreadable` hears of what can not be read."""
+    def secrets(
+        self, unreadable: Callable[[SecretRef, SwampError], None], told: Iterable[SecretRef] = ()
+    ) -> tuple[str, ...]:
+        """What has to be masked in all that comes from a dispatch of this order, read now; `told` are secrets that its code was
+        told. `unreadable` hears of what can not be read."""
         values = list(self.sensitive)
 
         def read(reference: SecretRef) -> str:
@@ -159,6 +162,8 @@ class Order:
             return values[-1]
 
         resolve_tree((self.arguments, self.global_arguments), read)
+        for reference in told:
+            read(reference)
         if self.shell is not None:
             resolve_tree(self.shell.bindings, read)
         return tuple(dict.fromkeys(values))

@@ -21,7 +21,7 @@ from swamp_orch.core.lease_values import CancelKind, Lease
 from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.definitions.values import Step
 from swamp_orch.engine import records
-from swamp_orch.engine.access_log import Access, access_record
+from swamp_orch.engine.access_log import Access, access_record, secrets_told
 from swamp_orch.engine.flights import Again, Flight, Gone, Reported
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
@@ -242,7 +242,8 @@ class StepWork:
         parts = self._parts
         slot = parts.taken_slot(lease.dispatch, lease.worker)
         message = order.dispatch(lease.dispatch, attempt=lease.attempt, fence=lease.fence, resolve=False)
-        secrets = await trio.to_thread.run_sync(order.secrets, self._unreadable)
+        told = await trio.to_thread.run_sync(secrets_told, parts.store, lease)
+        secrets = await trio.to_thread.run_sync(order.secrets, self._unreadable, told)
         origin = self._run.origin(self._state)
         flight = self._flight = parts.flights.reopen(
             message, slot, lease, order, origin, self._emit_line, secrets

@@ -8,7 +8,8 @@ Rules that hold here (SEMANTICS §7):
    Bytes that are not what was said are thrown away, and the upload is at 0 again.
 3. One request at a time receives: a newer one takes over from one whose connection is half-open.
 4. Memory is bounded: one block is written while the next arrives; files are written in threads.
-5. A whole upload becomes a blob when something names it (`take`). What nothing names goes with its dispatch (`drop`).
+5. A whole upload becomes a blob when something names it (`take`), a text only after it was masked.
+   What nothing names goes with its dispatch (`drop`).
 
 It does not know leases: whoever calls holds one.
 """
@@ -32,6 +33,7 @@ from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import DATA_BODY_MAX, INLINE_CONTENT_MAX, MIB, UPLOAD_CHUNK, UPLOADS_PER_DISPATCH_MAX
 from swamp_proto.messages.capability import CallCode
+from swamp_proto.redaction import Mask
 
 BLOCK: Final = 1 * MIB  # written and hashed at once
 THREADS: Final = 8  # of all uploads
@@ -60,7 +62,9 @@ class _Upload:
     sha256: str
     safe: int = 0
     whole: bool = False
+    stored: tuple[str, int] | None = None  # sha256 and size of what it became when it was masked
     content: Content | None = None  # once it was taken
+    masked: bool = False  # … by something that is masked
     fd: int = -1
     hash: Any = None
     written: int = 0  # and hashed
@@ -118,13 +122,29 @@ class _Upload:
 
     def save(self) -> None:
         about = {"length": self.length, "sha256": self.sha256, "safe": self.safe, "whole": self.whole}
-        data = json.dumps(about).encode().ljust(200) + b"\n"  # one sector, written over in place
+        data = (
+            json.dumps(about | {"stored": self.stored}).encode().ljust(400) + b"\n"
+        )  # one sector, written over in place
         fd = os.open(self.note, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(fd, data, 0)
             os.fdatasync(fd)
         finally:
             os.close(fd)
+
+    def mask(self, mask: Mask) -> None:
+        """Have the file masked; what it held is gone. Dies halfway? Then it is done again, or was done."""
+        beside = self.path.with_name(self.path.name + ".masked")
+        if self.stored is None and self.path.exists():
+            self.stored = _mask_file(self.path, beside, mask)
+            if self.stored == (self.sha256, self.length):
+                self.stored = None
+                beside.unlink()
+                return
+            self.save()
+        if self.stored is not None and beside.exists():
+            beside.replace(self.path)
+            sync_folder(self.path.parent)
 
     def forget(self) -> None:
         """Close the file; what is not safe is cut off when it is opened again."""
@@ -188,8 +208,11 @@ class Uploads:
                 raise CallRefused(CallCode.UNAVAILABLE, "a newer request goes on with this upload")
             return upload.safe
 
-    async def take(self, dispatch: str, number: int) -> Content:
-        """The content of a whole upload, ready to be named by a record. Raises `CallRefused`, `StoreFull`."""
+    async def take(
+        self, dispatch: str, number: int, said: tuple[str, int], mask: Mask | None = None
+    ) -> Content:
+        """The content of a whole upload, ready to be named by a record that says this sha256 and size of it; a text masked before, and
+        then of another sha256 and size. Raises `CallRefused`, `StoreFull`."""
         upload = await self._find(dispatch, number)
         if upload is not None and not upload.whole and upload.safe == upload.length:
             async with upload.turn:  # its last bytes were safe when an orchestrator died
@@ -197,9 +220,19 @@ class Uploads:
         if upload is None or not upload.whole:
             have = "was never begun" if upload is None else f"has {upload.safe} of {upload.length} bytes"
             raise CallRefused(CallCode.INVALID, f"upload {number} {have}")
+        if said != (upload.sha256, upload.length):
+            raise CallRefused(CallCode.INVALID, f"upload {number} holds other bytes than its record says")
         async with upload.turn:
             if upload.content is None:
-                upload.content = await self._thread(self._adopt, upload)
+                upload.content, upload.masked = (
+                    await self._thread(self._adopt, upload, mask),
+                    mask is not None,
+                )
+            elif mask is not None and not upload.masked:
+                raise CallRefused(
+                    CallCode.INVALID,
+                    f"upload {number} is a binary record's already, and can not be masked any more",
+                )
         return upload.content
 
     async def drop(self, dispatch: str) -> None:
@@ -255,12 +288,15 @@ class Uploads:
             if progress is not None:
                 progress(upload.written, upload.length)
 
-    def _adopt(self, upload: _Upload) -> Content:
-        if upload.length <= INLINE_CONTENT_MAX:
-            return Content(upload.path.read_bytes(), upload.sha256, upload.length)
+    def _adopt(self, upload: _Upload, mask: Mask | None) -> Content:
+        if mask is not None:
+            upload.mask(mask)
+        sha256, size = upload.stored or (upload.sha256, upload.length)
+        if size <= INLINE_CONTENT_MAX:
+            return Content(upload.path.read_bytes(), sha256, size)
         if not upload.path.exists():  # taken by a process that died before it could commit
-            return Content(None, upload.sha256, upload.length)
-        return self._store.adopt(upload.path, upload.sha256, upload.length)
+            return Content(None, sha256, size)
+        return self._store.adopt(upload.path, sha256, size)
 
     async def _find(self, dispatch: str, number: int) -> _Upload | None:
         known = self._open.get(dispatch, {}).get(number)
@@ -326,6 +362,24 @@ def _prepare(upload: _Upload) -> None:
     sync_folder(folder)
 
 
+def _mask_file(source: Path, into: Path, mask: Mask) -> tuple[str, int]:
+    """A masked copy, fsynced; its sha256 and size."""
+    stream, digest, size = mask.for_stream(), hashlib.sha256(), 0
+    with source.open("rb") as file, into.open("wb") as copy:
+        while True:
+            block = file.read(BLOCK)
+            piece = stream.feed(block) if block else stream.flush()
+            digest.update(piece)
+            size += len(piece)
+            copy.write(piece)
+            if not block:
+                break
+        copy.flush()
+        os.fdatasync(copy.fileno())
+    into.chmod(0o600)
+    return digest.hexdigest(), size
+
+
 def _finish(upload: _Upload) -> None:
     if not upload.whole:
         upload.open()
@@ -336,7 +390,8 @@ def _load(path: Path) -> _Upload | None:
     """An upload of an orchestrator that died."""
     try:
         about = json.loads(path.with_name(path.name + ".json").read_bytes())
-        return _Upload(path, about["length"], about["sha256"], about["safe"], about["whole"])
+        stored = about["stored"] and (about["stored"][0], about["stored"][1])
+        return _Upload(path, about["length"], about["sha256"], about["safe"], about["whole"], stored)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):
