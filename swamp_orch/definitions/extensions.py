@@ -121,16 +121,35 @@ class Extensions:
         self.on_problems: Callable[[tuple[UnitProblem, ...]], object] = lambda new: None
         """Hears of problems that were not there at the look before, in whichever thread looked."""
 
-    def catalogue(self, *, again: bool = False) -> Catalogue:
+    def catalogue(self, *, again: bool = False, wanted: str = "") -> Catalogue:
         """What the units declare now. With `again`, units that had problems are asked once more when some time has passed: the cause
-        may have been outside of them. Raises `Broken` when the folder can not be read."""
-        with self._lock:
+        may have been outside of them. Who `wanted` one type, which has not changed, does not wait while another thread is having
+        something described. Raises `Broken` when the folder can not be read."""
+        if not wanted:
+            self._lock.acquire()
+        elif not self._lock.acquire(blocking=False):
+            if self._is_at_hand(wanted):
+                return self._catalogue
+            self._lock.acquire()
+        try:
             found = self._look(again)
             new = tuple(problem for problem in found.problems if problem not in self._told)
             self._told = found.problems
+        finally:
+            self._lock.release()
         if new:
             self.on_problems(new)
         return found
+
+    def _is_at_hand(self, name: str) -> bool:
+        """Whether the last catalogue has the type, as its unit still is. Without the lock: what it reads is replaced, never changed."""
+        found, seen = self._catalogue.types.get(name), self._seen or {}
+        return found is not None and any(
+            unit.name in seen
+            and seen[unit.name].sha256 == found.bundle
+            and seen[unit.name].state == unit.state
+            for unit in find_units(self._folder)
+        )
 
     def _look(self, again: bool) -> Catalogue:
         looked_ns = self._wall_ns()

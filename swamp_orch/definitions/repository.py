@@ -85,6 +85,11 @@ class Repository:
         return self.data / "bundles"
 
     @property
+    def cache(self) -> Path:
+        """Unpacked bundles and installed dependencies, as a worker has them."""
+        return self.state / "cache"
+
+    @property
     def serve_file(self) -> Path:
         return self.state / "serve.json"
 

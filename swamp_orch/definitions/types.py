@@ -12,6 +12,7 @@ It does not load code: what a method does is the worker's business.
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from swamp_orch.definitions.fields import suggestion
@@ -82,7 +83,7 @@ class TypeRegistry:
         suspects: tuple[str, ...] = ()
         if self.extensions is not None:
             for again in (False, True):
-                catalogue = self.extensions.catalogue(again=again)
+                catalogue = self.extensions.catalogue(again=again, wanted=normal)
                 if normal in catalogue.types:
                     return catalogue.types[normal]
                 if not catalogue.problems:
@@ -152,10 +153,12 @@ def built_in() -> TypeRegistry:
 
 def types_of(repository: "Repository") -> TypeRegistry:
     """The types that come with swamp and those of the repository's `extensions/models/`."""
+    from swamp_orch.definitions import dependencies
     from swamp_orch.definitions.extensions import Extensions
     from swamp_worker.models.built_in import BUILT_IN
 
-    return TypeRegistry([*BUILT_IN.values(), *INTERNAL], Extensions(repository, BUILT_IN))
+    extensions = Extensions(repository, BUILT_IN, dependencies=partial(dependencies.of, repository.cache))
+    return TypeRegistry([*BUILT_IN.values(), *INTERNAL], extensions)
 
 
 def _internal(name: str, description: str, spec: str, about: str) -> ModelType:

@@ -3,9 +3,11 @@
 import hashlib
 import io
 import os
+import threading
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -416,6 +418,32 @@ def test_what_describing_prints_is_read_strictly() -> None:
     assert found.problems[0].text == "the type '@a/t' does not describe itself properly: version is missing"
 
 
+def test_who_wants_a_type_that_did_not_change_does_not_wait_while_another_is_described(
+    repository: Repository, write: Any
+) -> None:
+    twin, slow, go_on = Describer(), threading.Event(), threading.Event()
+
+    def describe(folder: Path, dependencies: Path | None) -> Described:
+        if (folder / "slow.py").exists():
+            slow.set()
+            assert go_on.wait(20)
+        return twin(folder, dependencies)
+
+    types = registry(Extensions(repository, BUILT_IN, describe=describe, wall_ns=later))
+    write("quick.py", "type @a/quick\n")
+    found = types.get("@a/quick")
+    write("slow.py", "type @a/slow\n")
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(types.get, "@a/slow")
+        try:
+            assert slow.wait(20)
+            assert types.get("@a/quick") == found
+            assert not answer.done()
+        finally:
+            go_on.set()
+        assert answer.result(20).name == "@a/slow"
+
+
 # ── with real processes ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -483,3 +511,25 @@ def test_code_that_does_harm_while_it_is_imported_harms_only_itself(
     assert greedy.problems == (Problem("unit.py", 1, "MemoryError"),)
     told = asked("import os\nprint('noise')\nraise ValueError(os.environ.get('SWAMP_TOKEN'))\n")
     assert told.problems == (Problem("unit.py", 3, "ValueError: None"),)
+
+
+def test_a_unit_is_described_with_what_it_depends_on(call: Callable[..., Any], units: Path) -> None:
+    """Without an index: from the wheel that is shipped with it."""
+    (units / "acme/wheels").mkdir(parents=True)
+    about = "swamptest_units-1.0.dist-info"
+    with zipfile.ZipFile(units / "acme/wheels/swamptest_units-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("swamptest_units.py", "NAME = '@acme/metres'\n")
+        wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: swamptest_units\nVersion: 1.0\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    (units / "acme/metres.py").write_text(
+        "import swamptest_units\nfrom swamp_worker.sdk import method, model\n\n\n"
+        "@model(swamptest_units.NAME, version='2026.02.09.1')\nclass Metres:\n"
+        "    @method\n    def measure(self, context):\n        pass\n"
+    )
+    assert call("model.type_describe", type="@acme/metres")["entry"] == "metres.py:Metres"
+    (units / "acme/wheels/swamptest_units-1.0-py3-none-any.whl").write_bytes(b"no wheel")
+    with pytest.raises(
+        InvalidDefinition, match="the dependencies could not be installed from the wheels shipped"
+    ):
+        call("model.type_describe", type="@acme/metres")
