@@ -328,10 +328,11 @@ class Extensions:
                 f"{places[0]}: the type {name} is declared more than once, also in {', '.join(places[1:])}",
             )
         unit, found = found_in[0]
-        place = _place(unit, found)
         if name in self._built_in:
-            return (f"{place}: the type {name} comes with swamp and can not be declared again",)
-        return tuple(f"{place}: {text}" for text in type_problems(found, [file.path for file in unit.files]))
+            wrong = [f"the type {name} comes with swamp and can not be declared again"]
+        else:
+            wrong = type_problems(found, [file.path for file in unit.files])
+        return tuple(f"{_place(unit, found)}: {text}" for text in wrong)
 
 
 def _is_old(kept: _Kept) -> bool:

@@ -529,7 +529,5 @@ def test_a_unit_is_described_with_what_it_depends_on(call: Callable[..., Any], u
     )
     assert call("model.type_describe", type="@acme/metres")["entry"] == "metres.py:Metres"
     (units / "acme/wheels/swamptest_units-1.0-py3-none-any.whl").write_bytes(b"no wheel")
-    with pytest.raises(
-        InvalidDefinition, match="the dependencies could not be installed from the wheels shipped"
-    ):
+    with pytest.raises(NotFound, match="the dependencies could not be installed from the wheels shipped"):
         call("model.type_describe", type="@acme/metres")
