@@ -137,6 +137,6 @@ def test_a_link_that_breaks_before_or_after_any_frame_is_not_noticed(name: str, 
                 # A cancel may come before a start that was lost with the link is said again.
                 assert blip.executed == 1 or (story.ends == "cancelled" and blip.executed == 0), "not once"
                 assert list(blip.checks.ended_runs.values()) == [story.ends]
-            except Exception as error:
+            except Exception as error:  # raised again, with the frame it happened at
                 error.add_note(f"the link broke {'before' if lost else 'after'} frame {at} of {fair.arrived}")
                 raise
