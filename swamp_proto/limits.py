@@ -201,6 +201,7 @@ EVENT_BUFFER_MAX: Final = 10_000  # events of a run kept for clients that attach
 CONCURRENT_RUNS_MAX_DEFAULT: Final = 100
 LOG_LEVELS: Final = ("debug", "info", "warn", "error")
 CHILD_RUN_DEPTH_MAX: Final = 10
+APPROVAL_S_DEFAULT: Final = 7 * 24 * 3600.0  # a person's time to decide, where a step does not say
 
 # ── tokens ──────────────────────────────────────────────────────────────────────────────────────────────────
 TOKEN_SECRET_BYTES: Final = 32

@@ -119,9 +119,13 @@ class Application:
 
                 return VaultService(self.repository).handlers()
             case "model" | "workflow":
+                from swamp_orch.api.services.approvals import ApprovalService
                 from swamp_orch.api.services.definitions import DefinitionService
 
-                return DefinitionService(self.repository, self.store, self.types).handlers()
+                return {
+                    **DefinitionService(self.repository, self.store, self.types).handlers(),
+                    **ApprovalService(self.store).handlers(),
+                }
             case "token" | "worker":
                 from swamp_orch.api.services.tokens import TokenService
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from swamp_orch.api.application import LiveApplication
 
-RUN_CALLS: Final = frozenset({"workflow.run", "model.method_run", "run.attach", "run.cancel"})
+RUN_CALLS: Final = frozenset(
+    {"workflow.run", "model.method_run", "workflow.resume", "run.attach", "run.cancel"}
+)
 _START_S: Final = 30.0
 
 

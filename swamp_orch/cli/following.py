@@ -113,22 +113,29 @@ def _ctrl_c(inbox: "queue.SimpleQueue[Any]") -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def follow(invocation: Invocation, run_id: str, *, after: int = 0, cancels: bool = True) -> int:
+def follow(
+    invocation: Invocation, run_id: str, *, after: int = 0, cancels: bool = True, stays: bool = False
+) -> int:
     """Show a run until it ends; answers the exit code. With `cancels=False` (attach) the first Ctrl-C just
-    leaves.
+    leaves. When only people can let it go on it is left, unless it `stays`.
 
     Raises `OperationFailed` for a run that failed or was cancelled, `Interrupted` when Ctrl-C left or
     cancelled it."""
     reader = _Reader(invocation, run_id, after)
     show: _JsonShow | _TextShow = _JsonShow(invocation) if invocation.json else _TextShow(invocation)
     try:
-        return _watch(invocation, reader, show, run_id, cancels)
+        return _watch(invocation, reader, show, run_id, cancels, stays)
     except BrokenPipeError as problem:
         raise Interrupted(f"nobody reads the output any more; run {run_id} goes on") from problem
 
 
 def _watch(
-    invocation: Invocation, reader: _Reader, show: "_JsonShow | _TextShow", run_id: str, cancels: bool
+    invocation: Invocation,
+    reader: _Reader,
+    show: "_JsonShow | _TextShow",
+    run_id: str,
+    cancels: bool,
+    stays: bool,
 ) -> int:
     canceller: _Canceller | None = None
     with _ctrl_c(reader.inbox), show:
@@ -155,6 +162,10 @@ def _watch(
                 raise item
             show.event(item)
             reader.shown()
+            if item.get("kind") == "run_suspended" and not stays and canceller is None:
+                show.suspended()
+                show.leave()
+                return _suspended(invocation, item)
     return _outcome(invocation, show.ended, run_id, canceller is not None)
 
 
@@ -171,6 +182,18 @@ def _left(invocation: Invocation, run_id: str, canceller: _Canceller | None) -> 
         f"left run {run_id}{told}",
         hint=f"watch it: swamp run attach {run_id}; cancel it: swamp run cancel {run_id}",
     )
+
+
+def _suspended(invocation: Invocation, event: dict[str, Any]) -> int:
+    """It waits for people: that is no failure, and nothing of it is lost by leaving."""
+    if invocation.json:
+        return ExitCode.DONE
+    run_id, name = event["runId"], event["run"]["workflowName"]
+    if invocation.session().where == "in process":
+        invocation.note(f"Suspended. Once decided, go on with: swamp workflow resume {name} --run {run_id}")
+    else:
+        invocation.note(f"Suspended; it goes on by itself once decided. Watch it: swamp run attach {run_id}")
+    return ExitCode.DONE
 
 
 def left(ended: dict[str, Any]) -> str:
@@ -231,6 +254,9 @@ class _JsonShow:
 
     def say(self, text: str) -> None:
         self._invocation.log("info", text)  # stderr is for the one object of an error
+
+    def suspended(self) -> None:
+        return
 
     def leave(self) -> None:
         return
@@ -307,6 +333,9 @@ class _TextShow:
             self._zone.draw(self._tree, time.monotonic(), [text])
         else:
             self._invocation.note(text)
+
+    def suspended(self) -> None:
+        self._print(self._tree.suspended(), time.monotonic())
 
     def leave(self) -> None:
         if self._zone is not None:

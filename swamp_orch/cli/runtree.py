@@ -18,6 +18,7 @@ Rules
 - Pure but for that spool: no clock (instants come in), no terminal, no colours of its own accord.
 """
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
@@ -39,8 +40,12 @@ MARKS: Final[Mapping[str, tuple[str, str]]] = {
     "skipped": ("⊘", "dim"),
     "cancelled": ("✖", "yellow"),
     "allowed": ("⚠", "yellow"),
+    "suspended": ("⏸", "yellow"),
+    "waiting": ("⏸", "yellow"),
+    "running": ("◐", "yellow"),
+    "pending": ("○", "dim"),
 }
-"""Status -> mark and style. `allowed` is a failure that the workflow allows."""
+"""Status -> mark and style. `allowed` is a failure that the workflow allows; the last four are shown of a run that is left suspended."""
 
 
 class Spool:
@@ -96,6 +101,7 @@ class StepView:
     worker: str | None = None
     model: str = ""
     method: str = ""
+    child: str = ""  # the workflow it runs
     error: str | None = None
     allowed: bool = False
     duration_ms: float | None = None
@@ -210,6 +216,25 @@ class RunTree:
         step.method = str(event.get("method") or "")
         return iter(())
 
+    def _on_child_started(self, event: Mapping[str, Any], now: float) -> Iterator[str]:
+        step = self._step(event)
+        if not step.model:
+            step.phase, step.started, step.child = "running", now, str(event["child"]["name"])
+        return iter(())
+
+    def _on_approval_waiting(self, event: Mapping[str, Any], now: float) -> Iterator[str]:
+        step = self._step(event)
+        step.phase, step.waiting_since, step.requirement = "waiting", now, ""
+        step.reason = step.noticed = f"for a person: {event['prompt']}"
+        yield from approval_lines(event, self._mark("waiting"))
+
+    def suspended(self) -> Iterator[str]:
+        """Lines for a run that is left because only people can let it go on."""
+        for job in self.jobs.values():
+            if job.status is None and any(step.phase != "pending" for step in job.steps.values()):
+                job.status = "suspended"
+                yield from self._job_lines(job)
+
     def _on_step_output(self, event: Mapping[str, Any], now: float) -> Iterator[str]:
         step = self._step(event)
         line = str(event["line"])
@@ -288,6 +313,8 @@ class RunTree:
 
     def _heading(self, step: StepView) -> str:
         what = f"[{step.model} → {step.method}] " if step.model else ""
+        if step.child:
+            what = f"[workflow {step.child}] "
         where = f" on {step.worker}" if step.worker else ""
         return f"{what}{self._mark(step.status)}{step.name}{where}"
 
@@ -321,6 +348,15 @@ class RunTree:
                     for record in shown:
                         yield f"  {record['name']} (v{record.get('version', '?')})"
                 step.output.close()
+
+
+def approval_lines(event: Mapping[str, Any], mark: str) -> Iterator[str]:
+    """What a person is asked, and what to type."""
+    about = event["approval"]
+    words = (about["workflowName"], about["step"], "--run", about["runId"])
+    yield f"{mark} {event['job']} › {event['step']} waits for approval: {event['prompt']} (until {event['deadlineAt']})"
+    for verb in ("approve", "reject"):
+        yield f"  {verb}: {shlex.join(('swamp', 'workflow', verb, *words))}"
 
 
 def rule(title: str) -> str:

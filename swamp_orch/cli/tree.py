@@ -108,6 +108,10 @@ root: Final = Group(
                 "schema": _lazy("workflow:schema", "Print the JSON Schema of workflow files."),
                 "run": _lazy("run:workflow_run", "Run a workflow."),
                 "cancel": _lazy("run:workflow_cancel", "Cancel a workflow's run."),
+                "resume": _lazy("run:workflow_resume", "Go on with a run that stopped."),
+                "approve": _lazy("run:approve", "Let a step that waits for approval succeed."),
+                "reject": _lazy("run:reject", "Let a step that waits for approval fail."),
+                "approvals": _lazy("run:approvals", "List steps that wait for approval."),
                 "history": Group(
                     "history",
                     "Past and present runs.",

@@ -56,7 +56,7 @@ class Assembled:
 
     async def reconcile(self) -> None:
         """After a start: what the last process left is brought to where the rules say."""
-        await Recovery(self.engine, self.orders, self.placing, self.reporter).run()
+        await Recovery(self.engine, self.placing, self.reporter).run()
         await self.desk.uploads.sweep(self.flights.at_work())
         self.engine.taken_over.set()
 

@@ -10,10 +10,14 @@ prints, what the tree output is drawn from, and what `run.attach` replays.
 | `job_started` | `job` |
 | `step_waiting` | `job`, `step`, `reason` (text), `requirement` (`target=x`, `k=v, …`) |
 | `step_started` | `job`, `step`, `worker` (name, null = loopback), `attempt`, `model`, `modelType`, `method`, `dispatchId` |
-| `step_output` | `job`, `step`, `stream` (`stdout`/`stderr`), `line`, `n` (line number in the step's log) |
+| `step_output` | `job`, `step`, `stream` (`stdout`/`stderr`), `line`, `n` (line number in the step's log), `run`? (the child run whose log it is) |
+| `child_started` | `job`, `step`, `child: {runId, kind, name}` |
+| `child_ended` | `job`, `step`, `child: {runId, kind, name, status}` |
+| `approval_waiting` | `job`, `step`, `prompt`, `deadlineAt`, `approval: {runId, workflowName, step}` (what `workflow approve` names: of a nested workflow, the child's) |
 | `step_ended` | `job`, `step`, `status` (`succeeded`, `failed`, `skipped`, `cancelled`), `error`?, `reason`?, `allowedFailure`?, `worker`, `attempts`, `durationMs`, `records: [{dataId, name, version, specName, modelName}]` |
 | `job_ended` | `job`, `status`, `durationMs` |
 | `report` | `name`, `scope`, `markdown`, `json` |
+| `run_suspended` | `runId`, `approvals: [{runId, workflowName, job, step, prompt, deadlineAt}]`, `run` (the run document); it may go on |
 | `run_ended` | `runId`, `status` (`succeeded`, `failed`, `cancelled`), `counts: {succeeded, failed, skipped, cancelled}`, `durationMs`, `error`?, `failedStep`?, `left`? (processes left: 0, or null = unknown), `endsBy`? (where that is unknown: the instant by which none is), `run` (the run document) |
 """
 

@@ -243,6 +243,7 @@ class Flights:
         ] = {}  # reports whose answer waits for their commit
         self._verdicts: dict[str, Verdict] = {}
         self._nursery: trio.Nursery
+        self.lease_ended: Callable[[str], None] = lambda dispatch: None  # told of every end, at that instant
         self._sooner = trio.Event()
         self._judged = trio.lowlevel.ParkingLot()
         self._told = trio.lowlevel.ParkingLot()  # something happened to a lease
@@ -305,8 +306,11 @@ class Flights:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case PersistLease(lease=lease):
+                if not lease.active:
+                    self.lease_ended(lease.dispatch)
                 self._nursery.start_soon(self._persist, lease, self._store.submit(lease_batch(lease)))
             case AdmitFinish(lease=lease):
+                self.lease_ended(lease.dispatch)
                 flight = self._flights.get(lease.dispatch)
                 if flight is not None and flight.finished is not None:
                     flight.settle(Reported(flight.finished, lease))
@@ -388,6 +392,10 @@ class Flights:
     def _answer_finish(self, dispatch: str, *, accepted: bool) -> None:
         for member, request in self._unnoted.pop(dispatch, ()):
             member.link.reply(request, FinishNoted(dispatch, accepted=accepted))
+
+    def get(self, dispatch: str) -> Flight | None:
+        """A dispatch at work."""
+        return self._flights.get(dispatch)
 
     # ── steps ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def open(

@@ -35,24 +35,30 @@ from swamp_orch.definitions.types import TypeRegistry
 from swamp_orch.definitions.values import (
     AssertTask,
     Job,
+    ManualApprovalTask,
     ModelDefinition,
     ModelMethodTask,
     OnWorkerLost,
     Placement,
     Step,
     Workflow,
+    WorkflowTask,
 )
 from swamp_orch.definitions.workflows import Workflows
 from swamp_orch.engine.access_scope import AccessScope, scope_of
+from swamp_orch.engine.approvals import ApprovalOrder
+from swamp_orch.engine.children import NestedOrder
+from swamp_orch.engine.lineage import Parent, parent_of
 from swamp_orch.expressions.evaluate import evaluate, evaluate_tree
 from swamp_orch.expressions.scope import Scope
-from swamp_orch.expressions.secret import SecretRef, mask_tree, resolve_tree
+from swamp_orch.expressions.secret import Secret, SecretRef, mask_tree, resolve_tree
 from swamp_orch.expressions.shell import ShellText, evaluate_shell
 from swamp_orch.expressions.template import OPEN, Template, Tree, literal_tree, parse, parse_tree, templates
 from swamp_orch.store.bookkeeping import iso
 from swamp_orch.vaults.interface import is_infrastructure_key
-from swamp_proto.errors import LocalError, OperationFailed, SwampError, Unsupported
+from swamp_proto.errors import LocalError, OperationFailed, SwampError
 from swamp_proto.ids import is_name
+from swamp_proto.limits import APPROVAL_S_DEFAULT
 from swamp_proto.messages.dispatch import Dispatch, Place, Program
 from swamp_proto.schema_check import check_value
 from swamp_worker.models.interface import MethodSpec, ModelType
@@ -236,22 +242,45 @@ class Orders:
         return attrs.evolve(request, tags=dict(parameters.get("tags") or {}), timeout_s=timeout_s)
 
     def recovered_request(
-        self, run_id: str, attributes: Mapping[str, Any], owner: Mapping[str, Any]
+        self,
+        run_id: str,
+        attributes: Mapping[str, Any],
+        owner: Mapping[str, Any],
+        given: Mapping[str, Any],
     ) -> "RunRequest":
-        """What a run of a previous process was asked for, from its record. Raises SwampError when that can not be known."""
-        stored = attributes["inputs"]
-        if "***" in stored.values():
+        """What a run of a previous process was asked for, from its record and `given`: the inputs that are not stored. Raises
+        SwampError when that can not be known."""
+        stored = {**attributes["inputs"], **given}
+        hidden = [key for key, value in stored.items() if value == "***"]
+        if hidden:
+            more = " ".join(f"--input {key}=…" for key in hidden)
             raise OperationFailed(
-                "the orchestrator restarted, and the run has sensitive inputs, which are not stored",
-                hint="run it again",
+                f"the run has sensitive inputs, which are not stored: {', '.join(hidden)}",
+                hint=f"swamp workflow resume {attributes['workflowName']} --run {run_id} {more}",
             )
         if attributes["kind"] == "method":
             step = {"name": attributes["workflowId"], "method": attributes["methodName"], "inputs": stored}
             request = self.method_request(step, owner)
         else:
-            workflow = self._workflows.parse_recorded(attributes["definition"], attributes["workflowName"])
+            workflow = self.recorded_workflow(attributes)
+            if given:
+                shown = resolve_inputs(workflow.inputs, mask_tree(stored), coerce=True)
+                stored = {
+                    **shown,
+                    **{key: value for key, value in stored.items() if _holds_secret(value, ())},
+                }
             request = _workflow_request(workflow, attributes["definition"], stored, owner)
-        return attrs.evolve(request, id=run_id, tags=attributes["tags"], timeout_s=attributes.get("timeoutS"))
+        return attrs.evolve(
+            request,
+            id=run_id,
+            tags=attributes["tags"],
+            timeout_s=attributes.get("timeoutS"),
+            parent=parent_of(attributes),
+        )
+
+    def recorded_workflow(self, attributes: Mapping[str, Any]) -> Workflow:
+        """The workflow of a run as it was when it started."""
+        return self._workflows.parse_recorded(attributes["definition"], attributes["workflowName"])
 
     def method_request(self, parameters: Mapping[str, Any], owner: Mapping[str, Any]) -> "RunRequest":
         """What `model.method_run` asks for: a workflow of one step around the method."""
@@ -291,6 +320,32 @@ class Orders:
             timeout_s=parameters.get("timeoutS"),
             owner=owner,
         )
+
+    def nested_request(self, run: "Run", order: NestedOrder, parent: Parent) -> "RunRequest":
+        """The run of a nested workflow. What its inputs hold of secrets is masked there too, and stored as `***`."""
+        workflow = self._workflows.find(order.workflow)
+        parent.check(workflow.name)
+        checked = resolve_inputs(workflow.inputs, mask_tree(order.inputs))
+        text = self._workflows.path(workflow).read_text(encoding="utf-8")
+        request = _workflow_request(workflow, text, {**checked, **order.inputs}, run.request.owner)
+        return _below(request, run, parent)
+
+    def run_model_request(
+        self,
+        run: "Run",
+        parent: Parent,
+        model: str,
+        method: str,
+        inputs: Mapping[str, Any],
+        secrets: tuple[str, ...],
+    ) -> tuple["RunRequest", bool]:
+        """The run of a method that running code asked for, and whether it changes anything."""
+        definition = self._models.find(model)
+        spec = self._types.method(self._models.type_of(definition), method)
+        parent.check(f"{definition.name}.{spec.name}")
+        given = {"name": definition.name, "method": spec.name, "inputs": inputs}
+        request = self.method_request(given, run.request.owner)
+        return _below(request, run, parent, secrets), spec.mutates
 
     def forget(self, run_id: str) -> None:
         """The run is over: its definitions are not needed any more."""
@@ -365,7 +420,7 @@ class Orders:
             items[name] = item
         return items
 
-    def make(self, run: "Run", state: "StepState") -> Order | None:
+    def make(self, run: "Run", state: "StepState") -> Order | NestedOrder | ApprovalOrder | None:
         """The order of a step that may start; None when it has ended already (a true guard, a passed assertion), which
         `state` then says. Raises SwampError when it can not be made: the step fails."""
         step = state.step
@@ -387,10 +442,24 @@ class Orders:
                     )
                 state.status = StepStatus.SUCCEEDED
                 return None
-            case _:
-                raise Unsupported(
-                    f"tasks of step {step.name!r}'s kind are not executed by this version of swamp"
-                )
+            case WorkflowTask() as task:
+                return self._nested_order(step, task, scope, where)
+            case ManualApprovalTask() as task:
+                return self._approval_order(task, scope, where)
+
+    def _nested_order(self, step: Step, task: WorkflowTask, scope: Scope, where: str) -> NestedOrder:
+        """A nested workflow, with its inputs evaluated here."""
+        found = evaluate_tree(parse_tree(task.inputs, where), scope)
+        if not isinstance(found, Mapping):
+            raise LocalError(f"{where}: the inputs of step {step.name!r} must be a map", code="expression")
+        name = evaluate_tree(parse_tree(task.workflow, where), scope)
+        if not isinstance(name, str):
+            raise LocalError(f"{where}: the workflow of step {step.name!r} must be a name", code="expression")
+        return NestedOrder(name, found, step.timeout_s)
+
+    def _approval_order(self, task: ManualApprovalTask, scope: Scope, where: str) -> ApprovalOrder:
+        prompt = mask_tree(evaluate_tree(parse_tree(task.prompt, where), scope))
+        return ApprovalOrder(str(prompt), APPROVAL_S_DEFAULT if task.timeout_s is None else task.timeout_s)
 
     def _truth(self, text: str, scope: Scope, where: str, what: str) -> bool:
         found = evaluate(parse(text, where), scope)
@@ -441,6 +510,7 @@ class Orders:
                 arguments[key] = evaluate_tree(tree, its_scope)
         check_arguments(spec, mask_tree(arguments), evaluated=True)
         sensitive = (
+            *run.request.sensitive,
             *sensitive_texts(run.request.workflow.inputs, run.request.inputs),
             *sensitive_texts(definition.inputs, inputs),
             *sensitive_texts(spec.arguments, arguments),
@@ -646,6 +716,35 @@ def _workflow_request(
         timeout_s=workflow.timeout_s,
         owner=owner,
     )
+
+
+def _below(request: "RunRequest", run: "Run", parent: Parent, secrets: tuple[str, ...] = ()) -> "RunRequest":
+    """`request` as a child of `run`: what is secret there stays so here."""
+    above = run.request
+    hidden = (*above.sensitive, *sensitive_texts(above.workflow.inputs, above.inputs), *secrets)
+    sensitive = tuple(dict.fromkeys(text for text in hidden if text))
+    stored = {
+        key: "***" if _holds_secret(request.inputs[key], sensitive) else value
+        for key, value in request.stored_inputs.items()
+    }
+    return attrs.evolve(
+        request,
+        id=parent.child_id,
+        parent=parent,
+        tags=dict(above.tags),
+        stored_inputs=stored,
+        sensitive=sensitive,
+    )
+
+
+def _holds_secret(value: Any, sensitive: tuple[str, ...]) -> bool:
+    if isinstance(value, str):
+        return any(text in value for text in sensitive)
+    if isinstance(value, Mapping):
+        return any(_holds_secret(item, sensitive) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_secret(item, sensitive) for item in value)
+    return isinstance(value, Secret)
 
 
 def _has_expression(value: Any) -> bool:

@@ -2,9 +2,10 @@
 
 A run's records share one model: type `swamp/workflow-run`, id = the run's id, name = the workflow's name. `run-main` (spec
 `run`) says what runs and how it ended; one record per step (spec `step`) has its placement, attempts and end, so that a run
-of ten thousand steps costs no more per step than one of ten. Nothing here reads a clock or a store.
+of ten thousand steps costs no more per step than one of ten. Nothing here reads a clock.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,16 @@ from swamp_orch.definitions.values import ModelDefinition
 from swamp_orch.store import bookkeeping
 from swamp_orch.store.interface import (
     Appended,
+    Comparison,
     Content,
     Kind,
     NewRecord,
     Owner,
     OwnerType,
+    Record,
+    Selection,
+    Store,
+    Term,
     json_content,
 )
 from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT
@@ -76,6 +82,36 @@ def step_record(origin: StepOrigin, attributes: Mapping[str, Any]) -> NewRecord:
             step=origin.step,
         ),
     )
+
+
+def read_step(store: Store, run_id: str, job: str, step: str) -> tuple[Record, dict[str, Any]]:
+    """A step's newest record and what it says. There is one."""
+    record = store.latest(run_id, bookkeeping.step_record(job, step))
+    assert record is not None, f"step {job}/{step} of run {run_id} has no record"
+    attributes: dict[str, Any] = json.loads(
+        record.content if record.content is not None else store.read(record)
+    )
+    return record, attributes
+
+
+def made_by_dispatch(store: Store, run_id: str) -> dict[str, list[dict[str, Any]]]:
+    """What the steps of a run stored, as run documents show it, by the dispatch that did."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    of_run = Selection(
+        (Term("workflowRunId", Comparison.EQ, (run_id,)),), latest_only=False, with_content=False
+    )
+    for record in store.select(of_run):
+        if record.owner.dispatch and record.model_type not in bookkeeping.INFRASTRUCTURE_TYPES:
+            found.setdefault(record.owner.dispatch, []).append(
+                {
+                    "dataId": record.id,
+                    "name": record.name,
+                    "version": record.version,
+                    "specName": record.spec,
+                    "modelName": record.model_name,
+                }
+            )
+    return found
 
 
 def expansion_record(origin: StepOrigin, template: str, items: Mapping[str, Any]) -> NewRecord:

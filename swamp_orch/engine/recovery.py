@@ -10,23 +10,19 @@ Rules that hold here:
 It runs once, when the listener is open and before anything is granted.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
-from swamp_orch.core.lease_values import Lease
-from swamp_orch.core.runplan import StepKey
 from swamp_orch.engine.engine import Engine
-from swamp_orch.engine.orders import Orders
-from swamp_orch.engine.owners import is_alive, process_identity
+from swamp_orch.engine.owners import is_alive
 from swamp_orch.engine.placing import Placing
-from swamp_orch.store.bookkeeping import LEASES_ID, WORKFLOW_RUN, iso
-from swamp_orch.store.bookkeeping import lease_record as lease_name
+from swamp_orch.engine.records import run_record
+from swamp_orch.engine.revival import Found, read_found, read_open_runs
+from swamp_orch.store.bookkeeping import iso
 from swamp_orch.store.errors import NO_ROOM
-from swamp_orch.store.interface import Batch, Comparison, Record, Selection, Store, Term
+from swamp_orch.store.interface import Batch, Store
 from swamp_orch.store.trio_store import answer, commit
 from swamp_orch.tokens.records import read_workers, worker_record
 from swamp_proto.errors import Conflict, SwampError
@@ -36,39 +32,27 @@ if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
 
 RESUMED_S: Final = 5.0  # for the steps of all runs to take up their executions again
-RUNNING: Final = (
-    Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
-    Term("specName", Comparison.EQ, ("run",)),
-    Term("attributes.status", Comparison.EQ, ("running",)),
-)
-
-
-@attrs.frozen
-class _Found:
-    """A run of a dead owner, as its records say it."""
-
-    record: Record
-    attributes: Mapping[str, Any]
-    steps: Mapping[StepKey, Mapping[str, Any]]
-    expansions: Mapping[tuple[str, str], Mapping[str, Any]]
-    leases: Mapping[str, Lease]  # of running steps, by dispatch
 
 
 class Recovery:
-    def __init__(self, engine: Engine, orders: Orders, placing: Placing | None, reporter: "Reporter") -> None:
+    def __init__(self, engine: Engine, placing: Placing | None, reporter: "Reporter") -> None:
         self._engine = engine
         self._store: Store = engine.store
-        self._orders = orders
         self._placing = placing
         self._report = reporter
-        self._owner = {"kind": "serve", **process_identity()}
 
     async def run(self) -> None:
         """Take over everything a dead process left."""
         await self._forget_links()
         held: list[str] = []
-        for found in await trio.to_thread.run_sync(self._read_runs):
-            if await self._take_over(found):
+        every = await trio.to_thread.run_sync(self._read_runs)
+        ids = {found.id for found in every}
+        nested = [found for found in every if self._is_nested(found, ids)]
+        for found in every:
+            if found not in nested and await self._take_over(found):
+                held += found.leases
+        for found in nested:  # their parents' steps find them again, with what their inputs hold of secrets
+            if self._engine.live(found.attributes["parent"]["runId"]) or await self._take_over(found):
                 held += found.leases
         with trio.move_on_after(
             RESUMED_S
@@ -76,6 +60,8 @@ class Recovery:
             await self._engine.flights.until_resumed(held)
         if waiting.cancelled_caught:
             self._report.warning("not every execution could be resumed", held=len(held))
+        for run in self._engine.active_runs():
+            self._engine.children.adopt(run)
 
     async def _forget_links(self) -> None:
         """Workers recorded as connected are not: their links died with the last process."""
@@ -101,78 +87,45 @@ class Recovery:
                 version = state.version if done is None else done.records[0].version
                 self._placing.worker_known(attrs.evolve(state, version=version))
 
-    # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
-    def _read_runs(self) -> list[_Found]:
-        found = []
-        for record in list(self._store.select(Selection(RUNNING))):
-            attributes = self._attributes(record)
-            if not is_alive(attributes["owner"]):
-                found.append(self._read_run(record, attributes))
-        return found
+    @staticmethod
+    def _is_nested(found: Found, every: set[str]) -> bool:
+        parent = found.attributes.get("parent")
+        return parent is not None and "dispatchId" not in parent and parent["runId"] in every
 
-    def _read_run(self, record: Record, attributes: Mapping[str, Any]) -> _Found:
-        steps: dict[StepKey, Mapping[str, Any]] = {}
-        expansions: dict[tuple[str, str], Mapping[str, Any]] = {}
-        leases: dict[str, Lease] = {}
-        for row in self._of_run(record.model_id):
-            values = self._attributes(row)
-            if row.spec == "expansion":
-                expansions[values["job"], values["template"]] = values["items"]
-            elif row.spec == "step":
-                steps[StepKey(values["job"], values["step"])] = values
-                if values["status"] == "running":
-                    lease = self._lease(values["dispatchId"])
-                    if lease is not None:
-                        leases[lease.dispatch] = lease
-        return _Found(record, attributes, steps, expansions, leases)
-
-    def _of_run(self, run_id: str) -> Iterator[Record]:
-        """In the order they were written: steps in the order they ended."""
-        return self._store.select(Selection((Term("modelId", Comparison.EQ, (run_id,)),)))
-
-    def _lease(self, dispatch: str) -> Lease | None:
-        record = self._store.latest(LEASES_ID, lease_name(dispatch))
-        return None if record is None else Lease.from_attributes(self._attributes(record), record.version)
-
-    def _attributes(self, record: Record) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(
-            record.content if record.content is not None else self._store.read(record)
-        )
-        return found
+    def _read_runs(self) -> list[Found]:
+        return [
+            read_found(self._store, record, attributes)
+            for record, attributes in read_open_runs(self._store)
+            if not is_alive(attributes["owner"])
+        ]
 
     # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────
-    async def _take_over(self, found: _Found) -> bool:
+    async def _take_over(self, found: Found) -> bool:
         """Whether the run goes on."""
-        run_id = found.record.model_id
         try:
-            request = self._orders.recovered_request(run_id, found.attributes, self._owner)
-            run = self._engine.new_run(request)
-            run.restore(found.record.version, found.attributes, found.steps, found.expansions, found.leases)
+            run = await self._engine.revive(found)
         except SwampError as error:
             self._report.warning(
-                "a run can not go on", run=run_id, workflow=found.record.model_name, reason=str(error)
+                "a run can not go on", run=found.id, workflow=found.record.model_name, reason=str(error)
             )
             await self._fail(found, str(error))
             return False
         self._report.info(
             "run goes on",
-            run=run_id,
+            run=run.id,
             workflow=found.record.model_name,
             steps=len(found.steps),
             held=len(found.leases),
         )
-        self._engine.go_on(run)
         return True
 
-    async def _fail(self, found: _Found, error: str) -> None:
+    async def _fail(self, found: Found, error: str) -> None:
         ended = {
             **found.attributes,
             "status": "failed",
             "error": error,
             "endedAt": iso(self._engine.clock_ms()),
         }
-        from swamp_orch.engine.records import run_record
-
         record = run_record(found.record.model_id, found.record.model_name, ended, found.record.version)
         while True:
             try:

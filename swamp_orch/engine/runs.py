@@ -10,13 +10,14 @@ Rules that hold here:
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
 
 from swamp_orch.core.lease_values import CancelKind, Lease
 from swamp_orch.core.runplan import (
+    ENDS,
     CancelAsked,
     CancelStep,
     DropStep,
@@ -41,10 +42,14 @@ from swamp_orch.core.runplan import (
 )
 from swamp_orch.definitions.values import Job, ModelDefinition, Step, Workflow
 from swamp_orch.engine import records
+from swamp_orch.engine.approvals import ApprovalOrder, ApprovalWork, Decision
+from swamp_orch.engine.children import ChildRuns, NestedOrder, NestedWork, Upward
 from swamp_orch.engine.feed import RunFeed
 from swamp_orch.engine.flights import Flights
+from swamp_orch.engine.lineage import Child, Parent
 from swamp_orch.engine.orders import Order, Orders, TypeNotFixed
 from swamp_orch.engine.placing import Slot
+from swamp_orch.engine.revival import Found
 from swamp_orch.engine.steps import StepState, StepWork
 from swamp_orch.expressions.secret import mask_tree
 from swamp_orch.reports.report import Report, report_records
@@ -57,6 +62,8 @@ from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import BATCH_RECORDS_MAX, STORE_RETRY_S
 from swamp_worker.execution.interface import Executor
+
+SUSPENDED: Final = "suspended"  # a run of which only steps that wait for people are left
 
 
 class Parts(Protocol):
@@ -73,6 +80,16 @@ class Parts(Protocol):
 
     def taken_slot(self, holder: str, worker: str | None) -> Slot: ...
 
+    children: ChildRuns
+    serves: bool  # an orchestrator, which every client asks
+
+    async def nested_request(self, run: "Run", order: NestedOrder, parent: Parent) -> "RunRequest": ...
+
+
+Work = StepWork | NestedWork | ApprovalWork
+Task = Order | NestedOrder | ApprovalOrder
+"""What a step may ask for; None: it has ended already."""
+
 
 @attrs.frozen
 class RunRequest:
@@ -87,6 +104,10 @@ class RunRequest:
     tags: Mapping[str, str]
     timeout_s: float | None
     owner: Mapping[str, Any]  # process that runs it
+    parent: Parent | None = None  # of a child run
+    sensitive: tuple[str, ...] = attrs.field(
+        repr=False, default=()
+    )  # values to mask, from what it was started by
 
 
 class Run:
@@ -103,11 +124,14 @@ class Run:
         self.error = ""
         self.started_ms = 0
         self.ended_ms = 0
+        self.resumed_ms = 0  # by a person, after it had ended
         self._failed_step: StepKey | None = None
         self._version = 0
         self._recording = trio.Lock()  # a cancel and the end may come together
         self._steps: dict[StepKey, StepState] = {}
-        self._work: dict[StepKey, StepWork] = {}
+        self._work: dict[StepKey, Work] = {}
+        self._expanding = 0
+        self.upward: Upward | None = None  # of a child run
         self._declared = {(job.name, step.name): step for job in request.workflow.jobs for step in job.steps}
         self._paths = {
             (job.name, step.name): ("jobs", j, "steps", s)
@@ -125,35 +149,30 @@ class Run:
         self._timed_out = False
         self._restored: tuple[Effect, ...] | None = None
         self._found: dict[StepKey, Lease] = {}
+        self._untold: list[StepState] = []  # steps whose end a previous process told
         self.over = trio.Event()
 
-    def restore(
-        self,
-        version: int,
-        attributes: Mapping[str, Any],
-        steps: Mapping[StepKey, Mapping[str, Any]],
-        expansions: Mapping[tuple[str, str], Mapping[str, Any]],
-        leases: Mapping[str, Lease],
-    ) -> None:
-        """Take up what the records of a previous process say; then `execute` goes on from there.
-
-        `steps` in the order they ended, `expansions` by (job, template), `leases` by dispatch.
-        """
-        self._version, self.started_ms = version, from_iso(attributes["startedAt"])
+    def restore(self, found: Found) -> None:
+        """Take up what the records of a previous process say; then `execute` goes on from there."""
+        attributes, expansions, leases = found.attributes, found.expansions, found.leases
+        self._version, self.started_ms = found.record.version, from_iso(attributes["startedAt"])
         self._cancel_reason = attributes.get("cancelReason", "")
+        self.resumed_ms = from_iso(attributes["resumedAt"]) if "resumedAt" in attributes else 0
         for (job, template), items in expansions.items():
             self._take_items(job, template, items)
-        for key, row in steps.items():
-            state = self._state(key)
+        for key, row in found.steps.items():
+            state = self.state(key)
             state.restore(row)
             if state.bundle:
                 self._orders.take_recorded(self.id, state.model_type, state.bundle)
+            state.records = tuple(found.made.get(state.dispatch, ()))
             if state.status is StepStatus.RUNNING:
                 if state.dispatch in leases:
                     self._found[key] = leases[state.dispatch]
                 else:
                     state.status = StepStatus.WAITING  # it was to be placed again
         statuses = {key: state.status for key, state in self._steps.items()}
+        self._untold = [state for state in self._steps.values() if state.status in ENDS]
         self.plan, self._restored = RunPlan.rebuild(
             self.request.workflow,
             {key: tuple(items) for key, items in expansions.items()},
@@ -164,12 +183,17 @@ class Run:
         self._announce()
 
     # ── the whole ───────────────────────────────────────────────────────────────────────────────────────────────────
-    async def begin(self) -> None:
-        """Make the run durable; only then may its id be told to anybody."""
+    async def begin(self, *also: NewRecord) -> None:
+        """Make the run durable, together with `also`; only then may its id be told to anybody."""
         self.started_ms = self._parts.clock_ms()
-        done = await commit(self._parts.store, Batch((self._record(expect=0),)))
+        done = await commit(self._parts.store, Batch((self._record(expect=0), *also)))
         self._version = done.records[0].version
         self._announce()
+
+    async def claim(self) -> None:
+        """After `restore`: this process runs it now, durably. Raises Conflict when another one took it."""
+        done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+        self._version = done.records[0].version
 
     def _announce(self) -> None:
         workflow = self.request.workflow
@@ -197,7 +221,8 @@ class Run:
         await self._finish()
 
     async def _watch_deadline(self, timeout_s: float) -> None:
-        await trio.sleep(timeout_s)
+        due_ms = (self.resumed_ms or self.started_ms) + round(timeout_s * 1000)  # also after a restart
+        await trio.sleep(max(0.0, (due_ms - self._parts.clock_ms()) / 1000))
         self._timed_out = True
         await self._cancel(f"the run timed out after {timeout_s:g} s", self.keep)
 
@@ -336,15 +361,23 @@ class Run:
                 case JobStarted(job=job):
                     self._jobs[job] = {"status": "running", "startedMs": self._parts.clock_ms()}
                     self.feed.emit("job_started", job=job)
+                    self._tell_again(job)
                     self._watch_job(job)
                 case JobEnded(job=job, status=status):
                     self._end_job(job, status.value)
                 case RunEnded():
                     self._outcome = effect
 
+    def _tell_again(self, job: str) -> None:
+        """Whoever watches this run in this process is told what ended before."""
+        for state in self._untold:
+            if state.key.job == job:
+                self._emit_end(state)
+        self._untold = [state for state in self._untold if state.key.job != job]
+
     def _unstarted(self, effect: SkipStep | FailStep | DropStep) -> StepState:
         """A step that ends without having been asked to start."""
-        state = self._state(effect.key)
+        state = self.state(effect.key)
         state.ended_ms = self._parts.clock_ms()
         match effect:
             case SkipStep():
@@ -355,7 +388,7 @@ class Run:
                 state.status, state.error = StepStatus.CANCELLED, effect.reason
         return state
 
-    def _state(self, key: StepKey) -> StepState:
+    def state(self, key: StepKey) -> StepState:
         found = self._steps.get(key)
         if found is None:
             step, item = self._items.get(key) or (self._declared[key.job, key.step], None)
@@ -363,6 +396,14 @@ class Run:
         return found
 
     async def _expand(self, job: str, template: str) -> None:
+        self._expanding += 1
+        try:
+            await self._expand_now(job, template)
+        finally:
+            self._expanding -= 1
+        await self.weigh()
+
+    async def _expand_now(self, job: str, template: str) -> None:
         try:
             items = self._orders.expand(self, job, self._declared[job, template])
         except SwampError as error:
@@ -370,7 +411,7 @@ class Run:
             return
         self._take_items(job, template, items)
         expansion = records.expansion_record(
-            self.origin(self._state(StepKey(job, template))), template, mask_tree(items)
+            self.origin(self.state(StepKey(job, template))), template, mask_tree(items)
         )
         del self._steps[StepKey(job, template)]
         await self.keep(Batch((expansion,)))
@@ -403,25 +444,35 @@ class Run:
     # ── a step ──────────────────────────────────────────────────────────────────────────────────────────────────────
     def _start(self, key: StepKey, lease: Lease | None) -> None:
         """Begin a step, or go on with one whose lease a previous process left."""
-        state = self._state(key)
+        state = self.state(key)
         state.queued_ms = state.queued_ms or self._parts.clock_ms()
-        work = self._work[key] = StepWork(self._parts, self, state)
-        if self._cancel_reason:
-            work.ask_cancel(self._cancel_reason)
-        order: Order | SwampError | TypeNotFixed | None
+        order: Task | SwampError | TypeNotFixed | None
         try:
             order = self._orders.make(self, state)
-            if order is not None and lease is None:
-                work.begin(order)
         except (SwampError, TypeNotFixed) as error:
             order = error
+        work = self._work[key] = self._work_for(order, state)
+        if self._cancel_reason:
+            work.ask_cancel(self._cancel_reason)
+        if isinstance(order, Order) and isinstance(work, StepWork) and lease is None:
+            try:
+                work.begin(order)
+            except SwampError as error:
+                order = error
         self._nursery.start_soon(self._step, state, work, order, lease)
+
+    def _work_for(self, order: Task | SwampError | TypeNotFixed | None, state: StepState) -> Work:
+        if isinstance(order, NestedOrder):
+            return NestedWork(self._parts, self, state)
+        if isinstance(order, ApprovalOrder):
+            return ApprovalWork(self._parts, self, state)
+        return StepWork(self._parts, self, state)
 
     async def _step(
         self,
         state: StepState,
-        work: StepWork,
-        order: Order | SwampError | TypeNotFixed | None,
+        work: Work,
+        order: Task | SwampError | TypeNotFixed | None,
         lease: Lease | None,
     ) -> None:
         recorded = False
@@ -430,11 +481,12 @@ class Run:
                 order = await self._fix(state, order.definition)
             if isinstance(order, SwampError):
                 raise order
-            if order is not None and lease is not None:
+            if isinstance(order, Order) and lease is not None:
+                assert isinstance(work, StepWork)
                 await work.resume(order, lease)
             elif order is not None:
                 await self._advance(StepStarted(state.key))
-                await work.run(order)
+                await work.run(order)  # type: ignore[arg-type] # `_work_for` chose it for this order
             recorded = order is not None
         except SwampError as error:
             state.status, state.error, state.error_code = StepStatus.FAILED, _told(error), error.error_code
@@ -446,6 +498,117 @@ class Run:
         self._emit_end(state)
         del self._work[state.key]
         await self._advance(StepEnded(state.key, state.status, state.allowed, state.reason or state.error))
+        await self.weigh()
+
+    # ── people and children ─────────────────────────────────────────────────────────────────────────────────────────
+    async def weigh(self) -> None:
+        """Whether nothing goes on but waiting for people: then the run is suspended, durably, and says so."""
+        if self.ended_ms or self._waits_for_people() == (self.status == SUSPENDED):
+            return
+        async with self._recording:
+            if self.ended_ms or self._waits_for_people() == (self.status == SUSPENDED):
+                return
+            self.status = "running" if self.status == SUSPENDED else SUSPENDED
+            done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+            self._version = done.records[0].version
+        if self.status == SUSPENDED:
+            self.feed.emit("run_suspended", runId=self.id, approvals=self.approvals(), run=self.document())
+        if self.upward is not None:
+            self.upward.weigh()
+
+    def weigh_soon(self) -> None:
+        self._nursery.start_soon(self.weigh)
+
+    def _waits_for_people(self) -> bool:
+        works = self._work.values()
+        return bool(works) and not self._expanding and all(work.waits_for_person for work in works)
+
+    def approvals(self) -> list[dict[str, Any]]:
+        """What people are asked, here and in nested workflows."""
+        found: list[dict[str, Any]] = []
+        for key, work in self._work.items():
+            if isinstance(work, NestedWork) and work.child is not None:
+                found += work.child.approvals()
+            elif isinstance(work, ApprovalWork) and work.waits_for_person:
+                found.append(self._asked(self.state(key)))
+        return found
+
+    def _asked(self, state: StepState) -> dict[str, Any]:
+        assert state.approval is not None
+        about = state.approval.document()
+        return {
+            "runId": self.id,
+            "workflowName": self.request.workflow.name,
+            "job": state.key.job,
+            "step": state.key.step,
+            "prompt": about["prompt"],
+            "deadlineAt": about["deadlineAt"],
+        }
+
+    def approval_asked(self, state: StepState) -> None:
+        """A person is to decide about this step."""
+        asked = self._asked(state)
+        event = {
+            **asked,
+            "approval": {"runId": self.id, "workflowName": asked["workflowName"], "step": state.key.step},
+        }
+        del event["runId"], event["workflowName"]
+        self.feed.emit("approval_waiting", **event)
+        if self.upward is not None:
+            self.upward.asked(event)
+
+    def pass_on(self, state: StepState, event: Mapping[str, Any]) -> None:
+        """What a run below `state` says to people."""
+        event = {**event, "job": state.key.job, "step": state.key.step}
+        self.feed.emit("approval_waiting", **event)
+        if self.upward is not None:
+            self.upward.asked(event)
+
+    async def decide(self, key: StepKey, decision: Decision) -> bool:
+        """A person decided about a step; True when that ended it, durably."""
+        work = self._work.get(key)
+        if not isinstance(work, ApprovalWork) or not work.decide(decision):
+            return False
+        await work.over.wait()
+        return True
+
+    def child_started(self, state: StepState, child: Child) -> None:
+        self.feed.emit("child_started", job=state.key.job, step=state.key.step, child=child.attributes())
+
+    def child_ended(self, state: StepState, child: Child) -> None:
+        self.feed.emit("child_ended", job=state.key.job, step=state.key.step, child=child.document())
+
+    def child_output(self, state: StepState, child: str, number: int, stream: str, line: str) -> None:
+        """A line that a run below this step printed; `number` is the line's in the log of the run `child`."""
+        self.feed.emit(
+            "step_output",
+            job=state.key.job,
+            step=state.key.step,
+            stream=stream,
+            line=line,
+            n=number,
+            run=child,
+        )
+        if self.upward is not None:
+            self.upward.line(child, self._label(state), number, stream, line)
+
+    def _label(self, state: StepState) -> str:
+        """How a line of this step is introduced one run further up."""
+        if self.request.kind == "method":
+            return f"{state.model}.{state.method}"
+        return (
+            state.key.step if len(self.request.workflow.jobs) == 1 else f"{state.key.job} › {state.key.step}"
+        )
+
+    @property
+    def depth(self) -> int:
+        return 0 if self.request.parent is None else self.request.parent.depth
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """What is being run from the outermost run down to this one."""
+        above = () if self.request.parent is None else self.request.parent.chain
+        return (*above, self.request.workflow.name) if self.request.kind == "workflow" else above
 
     async def _fix(self, state: StepState, definition: ModelDefinition) -> Order | None:
         """The order of the step that first uses a type of an extension: from now on, also after a restart, the run keeps its code."""
@@ -496,6 +659,8 @@ class Run:
         self.feed.emit(
             "step_output", job=state.key.job, step=state.key.step, stream=stream, line=line, n=number
         )
+        if self.upward is not None:
+            self.upward.line(self.id, self._label(state), number, stream, line)
 
     def warn(self, message: str, state: StepState | None = None) -> None:
         where = {} if state is None else {"job": state.key.job, "step": state.key.step}
@@ -566,8 +731,12 @@ class Run:
             "tags": dict(request.tags),
             "owner": dict(request.owner),
         }
+        if request.parent is not None:
+            found["parent"] = request.parent.attributes()
         if request.timeout_s is not None:
             found["timeoutS"] = request.timeout_s
+        if self.resumed_ms:
+            found["resumedAt"] = iso(self.resumed_ms)
         if self._cancel_reason or cancel_reason:
             found["cancelReason"] = self._cancel_reason or cancel_reason
         if self.ended_ms:
@@ -613,6 +782,8 @@ class Run:
                 for name, job in self._jobs.items()
             ],
         }
+        if self.request.parent is not None:
+            found["parent"] = self.request.parent.document()
         if self.error:
             found["error"] = self.error
         if self._failed_step is not None:

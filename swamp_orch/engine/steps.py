@@ -22,7 +22,9 @@ from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.definitions.values import Step
 from swamp_orch.engine import records
 from swamp_orch.engine.access_log import Access, access_record, secrets_told
+from swamp_orch.engine.approvals import Approval, approval_of
 from swamp_orch.engine.flights import Again, Flight, Gone, Reported
+from swamp_orch.engine.lineage import Child
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.records import Producer, artifact
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from swamp_orch.engine.runs import Parts, Run
 
 CREDENTIAL_BYTES: Final = 32  # of a dispatch, for the data plane
+WAITING_APPROVAL: Final = "waiting_approval"  # as a step's record says that it waits for a person
+
 STATUS_OF: Final[Mapping[Outcome, StepStatus]] = {
     Outcome.SUCCEEDED: StepStatus.SUCCEEDED,
     Outcome.FAILED: StepStatus.FAILED,
@@ -79,6 +83,14 @@ class StepState:
     ends_by_ms: int | None = None  # where that is unknown: when they are dead at the latest
     avoid: tuple[str, ...] = ()  # workers that were lost under it
     records: tuple[dict[str, Any], ...] = ()
+    children: dict[str, Child] = attrs.field(factory=dict)  # runs it started, by id, in that order
+    approval: Approval | None = None  # of a person, that it waits or waited for
+
+    @property
+    def shown(self) -> str:
+        """Its status as records and documents say it."""
+        waits = self.approval is not None and self.status is StepStatus.RUNNING
+        return WAITING_APPROVAL if waits else self.status.value
 
     def attributes(self, run_id: str) -> dict[str, Any]:
         """The step record's attributes, camelCase; what does not apply is left out."""
@@ -86,7 +98,7 @@ class StepState:
             "runId": run_id,
             "job": self.key.job,
             "step": self.key.step,
-            "status": self.status.value,
+            "status": self.shown,
             "attempt": self.attempt,
             "fence": self.fence,
             "worker": self.worker,
@@ -107,13 +119,16 @@ class StepState:
             ("reason", self.reason),
             ("allowedFailure", self.allowed),
             ("endsBy", "" if self.ends_by_ms is None else iso(self.ends_by_ms)),
+            ("children", [child.attributes() for child in self.children.values()]),
         )
         found.update((name, value) for name, value in optional if value)
+        if self.approval is not None:
+            found |= self.approval.attributes()
         return found
 
     def restore(self, row: Mapping[str, Any]) -> None:
         """Take up what a previous process recorded."""
-        self.status = StepStatus(row["status"])
+        self.status = StepStatus.WAITING if row["status"] == WAITING_APPROVAL else StepStatus(row["status"])
         self.attempt, self.fence, self.worker = row["attempt"], row["fence"], row["worker"]
         self.losses, self.retries = row.get("losses", 0), row.get("retries", 0)
         self.dispatch, self.model = row.get("dispatchId", ""), row.get("modelName", "")
@@ -126,12 +141,15 @@ class StepState:
         self.reason, self.allowed = row.get("reason", ""), row.get("allowedFailure", False)
         if "endsBy" in row:
             self.left, self.ends_by_ms = None, from_iso(row["endsBy"])
+        for child in row.get("children", ()):
+            self.children[child["runId"]] = Child(child["runId"], child["kind"], child["name"])
+        self.approval = approval_of(row)
 
     def document(self) -> dict[str, Any]:
         """The step in a run document (`run.get`, `run_ended`)."""
         found: dict[str, Any] = {
             "name": self.key.step,
-            "status": self.status.value,
+            "status": self.shown,
             "duration": max(0, self.ended_ms - self.started_ms) if self.started_ms else 0,
             "worker": self.worker,
             "attempts": self.attempt,
@@ -145,6 +163,10 @@ class StepState:
             found["allowedFailure"] = True
         if self.model:
             found |= {"modelName": self.model, "modelType": self.model_type, "methodName": self.method}
+        if self.children:
+            found["children"] = [child.document() for child in self.children.values()]
+        if self.approval is not None:
+            found["approval"] = self.approval.document()
         return found
 
 
@@ -165,6 +187,8 @@ class _Later:
 
 class StepWork:
     """Executes one step until it has ended. `run` is called once; `ask_cancel` may come at any time."""
+
+    waits_for_person = False
 
     def __init__(self, parts: "Parts", run: "Run", state: StepState) -> None:
         self._parts = parts

@@ -27,7 +27,6 @@ ELSEWHERE = {
     "run-attach",
     "worker-drain",
     "worker-undrain",
-    "run-doctor",
 }
 """Commands that need an orchestrator, or are one: held to their schema where they are tested."""
 
@@ -68,6 +67,21 @@ jobs:
       - name: never
         dependsOn: [bad]
         task: {type: model_method, modelIdOrName: echo, methodName: execute}
+"""
+
+ASKS = """\
+name: asks
+jobs:
+  - name: people
+    steps:
+      - name: one
+        task: {type: manual_approval, prompt: "One?"}
+      - name: two
+        dependsOn: [one]
+        task: {type: manual_approval, prompt: "Two?"}
+      - name: below
+        task: {type: workflow, workflowIdOrName: local}
+        allowFailure: true
 """
 
 LIFE: list[tuple[str, tuple[str, ...], int]] = [
@@ -135,6 +149,17 @@ LIFE: list[tuple[str, tuple[str, ...], int]] = [
     ("workflow-history-get", ("workflow", "history", "get", "local"), 0),
     ("workflow-history-logs", ("workflow", "history", "logs", "local"), 0),
     ("workflow-history-search", ("workflow", "history", "search"), 0),
+    ("workflow-resume", ("workflow", "resume", "local"), 1),
+    ("workflow-create", ("workflow", "create", "--file", "asks.yaml"), 0),
+    ("workflow-run", ("workflow", "run", "asks"), 0),
+    ("workflow-approvals", ("workflow", "approvals"), 0),
+    ("run-doctor", ("run", "doctor"), 0),
+    ("workflow-history-get", ("workflow", "history", "get", "asks"), 0),
+    ("workflow-approve", ("workflow", "approve", "asks", "one", "--reason", "fine"), 0),
+    ("workflow-resume", ("workflow", "resume", "asks"), 0),
+    ("workflow-reject", ("workflow", "reject", "asks", "two"), 0),
+    ("workflow-resume", ("workflow", "resume", "asks"), 1),
+    ("workflow-history-get", ("workflow", "history", "get", "asks"), 0),
     ("workflow-delete", ("workflow", "delete", "empty", "-y"), 0),
     ("run-list", ("run", "list"), 0),
     ("model-output-search", ("model", "output", "search"), 0),
@@ -167,13 +192,14 @@ def test_a_life_in_json(
     for name in ("SWAMP_REPO_DIR", "SWAMP_SERVE_URL"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "local.yaml").write_text(WORKFLOW)
+    (tmp_path / "asks.yaml").write_text(ASKS)
     output = ""
     for name, argv, expected in LIFE:
         argv = tuple(word.format(output=output) if word == "{output}" else word for word in argv)
         code = run([*argv, "--json"])
         out, err = capsys.readouterr()
         assert code == expected, (argv, out, err)
-        streams = name in ("workflow-run", "model-method-run")
+        streams = name in ("workflow-run", "workflow-resume", "model-method-run")
         documents = [json.loads(line) for line in out.splitlines()] if streams else [json.loads(out)]
         for document in documents:
             hold(name, document)

@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from swamp_orch.api.services.approvals import pending_approvals
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.workflows import Workflows
+from swamp_orch.engine.approvals import approval_of
+from swamp_orch.engine.lineage import parent_of
 from swamp_orch.engine.owners import is_alive
-from swamp_orch.engine.records import run_record
+from swamp_orch.engine.records import made_by_dispatch, run_record
+from swamp_orch.engine.revival import OPEN_STATUSES, read_open_runs
 from swamp_orch.store.bookkeeping import (
-    INFRASTRUCTURE_TYPES,
     RUN_RECORD,
     STEP_LEASE,
     WORKFLOW_RUN,
@@ -27,6 +30,16 @@ from swamp_proto.errors import NotFound
 LIST_LIMIT: Final = 50
 LATE_MS: Final = 5_000  # past a deadline by more than this
 PREFIX_LENGTH_MIN: Final = 8  # of a run's or execution's id
+LATEST_MS: Final = 1 << 62
+WAITING_FIELDS: Final = (
+    "runId",
+    "workflowName",
+    "jobName",
+    "stepName",
+    "suspendedAt",
+    "deadlineAt",
+    "prompt",
+)
 
 
 class RunService:
@@ -51,9 +64,9 @@ class RunService:
         run = self._run(run_id)
         attributes = self._read(run)
         steps = self._steps(run.model_id)
-        made = self._made(run.model_id)
+        made = made_by_dispatch(self._store, run.model_id)
         now_ms = time.time_ns() // 1_000_000
-        at_work = attributes["status"] == "running"
+        at_work = attributes["status"] in OPEN_STATUSES
         by_job: dict[str, list[Mapping[str, Any]]] = {}
         for step in self._with_those_to_come(run, attributes, steps) if at_work else steps:
             by_job.setdefault(step["job"], []).append(step)
@@ -75,11 +88,16 @@ class RunService:
                     "name": name,
                     "status": _job_status(rows),
                     "duration": _job_duration(rows, now_ms),
-                    "steps": [_step_document(row, made.get(row.get("dispatchId", ""), [])) for row in rows],
+                    "steps": [
+                        _step_document(row, made.get(row.get("dispatchId", ""), []), self._children(row))
+                        for row in rows
+                    ],
                 }
                 for name, rows in by_job.items()
             ],
         }
+        if (parent := parent_of(attributes)) is not None:
+            found["parent"] = parent.document()
         found.update((key, attributes[key]) for key in ("error", "failedStep") if key in attributes)
         return found
 
@@ -105,12 +123,21 @@ class RunService:
             for name in expanded.get((job.name, step.name), [step.name])
         ]
 
+    def _children(self, step: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The runs a step started, with their present status."""
+        found = []
+        for child in step.get("children", ()):
+            record = self._store.latest(child["runId"], RUN_RECORD)
+            if record is not None:  # else collected
+                found.append({**child, "status": self._read(record)["status"]})
+        return found
+
     def _list(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         terms = [Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("run",))]
         if parameters.get("workflow"):
             terms.append(Term("modelName", Comparison.EQ, (parameters["workflow"],)))
         if parameters.get("active"):
-            terms.append(Term("attributes.status", Comparison.EQ, ("running",)))
+            terms.append(Term("attributes.status", Comparison.EQ, OPEN_STATUSES))
         limit = parameters.get("limit") or LIST_LIMIT
         selection = Selection(tuple(terms))
         runs = []
@@ -128,20 +155,51 @@ class RunService:
                 "counts": attributes.get("counts"),
                 "tags": attributes["tags"],
             }
+            if (parent := parent_of(attributes)) is not None:
+                row["parent"] = parent.document()
             row.update((key, attributes[key]) for key in ("error", "failedStep") if key in attributes)
             runs.append(row)
         return {"runs": runs, "total": len(runs)}
 
+    def of_workflow(self, name: str) -> list[dict[str, Any]]:
+        """Runs of a workflow by name or id that no step started, newest first: `{runId, status}`."""
+        terms = (Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)), Term("specName", Comparison.EQ, ("run",)))
+        found = []
+        for record in self._store.select(Selection(terms), newest_first=True):
+            attributes = self._read(record)
+            own = attributes["kind"] == "workflow" and "parent" not in attributes
+            if own and name in (attributes["workflowName"], attributes["workflowId"]):
+                found.append({"runId": record.model_id, "status": attributes["status"]})
+        return found
+
     def _logs(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         run = self._run(parameters["runId"])
-        lines: list[dict[str, Any]] = []
-        for record in self._of_run(run.model_id, "log"):
-            text = self._text(record)
-            lines += [
-                {"job": record.owner.job, "step": record.owner.step, "line": line}
-                for line in text.splitlines()
-            ]
+        lines = self._lines(run.model_id)
         return {"runId": run.model_id, "lines": _tail(lines, parameters), "lineCount": len(lines)}
+
+    def _lines(self, run_id: str) -> list[dict[str, Any]]:
+        """What a run's steps printed, and behind that what the runs below them did, as lines of the step they hang below."""
+        found: list[tuple[int, list[dict[str, Any]]]] = []
+        for record in self._of_run(run_id, "log"):
+            place = {"job": record.owner.job, "step": record.owner.step}
+            text = self._text(record)
+            found.append((record.created_ms, [{**place, "line": line} for line in text.splitlines()]))
+        for step in self._steps(run_id):
+            ended_ms = from_iso(step["endedAt"]) if "endedAt" in step else LATEST_MS
+            for child in step.get("children", ()):
+                found.append((ended_ms, self._lines_below(step, child)))
+        return [line for _, lines in sorted(found, key=lambda one: one[0]) for line in lines]
+
+    def _lines_below(self, step: Mapping[str, Any], child: Mapping[str, Any]) -> list[dict[str, Any]]:
+        below = self._lines(child["runId"])
+        one_job = len({row["job"] for row in below}) == 1
+        found = []
+        for row in below:
+            label = row["step"] if one_job else f"{row['job']} › {row['step']}"
+            if child["kind"] == "method":
+                label = f"{child['name']}.{row['step']}"
+            found.append({"job": step["job"], "step": step["step"], "line": f"{label} │ {row['line']}"})
+        return found
 
     def _doctor(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """What is past its deadline or has nobody behind it. `fix` ends runs whose owner is dead; a starting orchestrator
@@ -159,18 +217,28 @@ class RunService:
                 findings.append(
                     {"kind": "lease", "id": lease["leaseId"], "state": lease["phase"], "problem": problem}
                 )
-        return {"findings": findings}
+        waiting = []
+        for row in pending_approvals(self._store):
+            if row["overdue"] and not is_alive(row.pop("owner")):
+                findings.append(
+                    {
+                        "kind": "approval",
+                        "id": row["runId"],
+                        "state": "waiting_approval",
+                        "problem": f"nobody decided about step '{row['stepName']}' until {row['deadlineAt']}; it ends when the"
+                        f" run goes on: swamp workflow resume {row['resume']['workflowName']} --run {row['resume']['runId']}",
+                    }
+                )
+            else:
+                waiting.append({key: row[key] for key in WAITING_FIELDS})
+        return {"findings": findings, "waiting": waiting}
 
     def _orphans(self) -> list[Record]:
-        terms = (
-            Term("modelType", Comparison.EQ, (WORKFLOW_RUN,)),
-            Term("specName", Comparison.EQ, ("run",)),
-            Term("attributes.status", Comparison.EQ, ("running",)),
-        )
+        """Running, and its process is dead. A suspended run needs no process: it waits for a person."""
         return [
             record
-            for record in self._store.select(Selection(terms))
-            if not is_alive(self._read(record)["owner"])
+            for record, attributes in read_open_runs(self._store)
+            if attributes["status"] == "running" and not is_alive(attributes["owner"])
         ]
 
     def _orphan(self, record: Record, fix: bool) -> dict[str, Any]:
@@ -213,17 +281,6 @@ class RunService:
     def _of_run(self, run_id: str, spec: str) -> Iterator[Record]:
         terms = (Term("workflowRunId", Comparison.EQ, (run_id,)), Term("specName", Comparison.EQ, (spec,)))
         return self._store.select(Selection(terms, latest_only=False))
-
-    def _made(self, run_id: str) -> dict[str, list[dict[str, Any]]]:
-        """Records by the dispatch that made them."""
-        found: dict[str, list[dict[str, Any]]] = {}
-        selection = Selection(
-            (Term("workflowRunId", Comparison.EQ, (run_id,)),), latest_only=False, with_content=False
-        )
-        for record in self._store.select(selection):
-            if record.owner.dispatch and record.model_type not in INFRASTRUCTURE_TYPES:
-                found.setdefault(record.owner.dispatch, []).append(_artifact(record))
-        return found
 
     # ── executions ──────────────────────────────────────────────────────────────────────────────────────────────────
     def _execution(self, execution_id: str) -> dict[str, Any]:
@@ -280,7 +337,7 @@ class RunService:
         }
 
     def _output(self, step: Mapping[str, Any]) -> dict[str, Any]:
-        made = self._made(step["runId"]).get(step["dispatchId"], [])
+        made = made_by_dispatch(self._store, step["runId"]).get(step["dispatchId"], [])
         found = self._summary(step) | {
             "durationMs": _duration(step),
             "retryCount": step.get("retries", 0),
@@ -327,7 +384,9 @@ def _duration(step: Mapping[str, Any]) -> int:
     return from_iso(step["endedAt"]) - from_iso(step["startedAt"])
 
 
-def _step_document(step: Mapping[str, Any], made: list[dict[str, Any]]) -> dict[str, Any]:
+def _step_document(
+    step: Mapping[str, Any], made: list[dict[str, Any]], children: list[dict[str, Any]]
+) -> dict[str, Any]:
     found: dict[str, Any] = {
         "name": step["step"],
         "status": step["status"],
@@ -338,17 +397,11 @@ def _step_document(step: Mapping[str, Any], made: list[dict[str, Any]]) -> dict[
     }
     kept = ("error", "reason", "allowedFailure", "modelName", "modelType", "methodName")
     found.update((key, step[key]) for key in kept if key in step)
+    if children:
+        found["children"] = children
+    if (approval := approval_of(step)) is not None:
+        found["approval"] = approval.document()
     return found
-
-
-def _artifact(record: Record) -> dict[str, Any]:
-    return {
-        "dataId": record.id,
-        "name": record.name,
-        "version": record.version,
-        "specName": record.spec,
-        "modelName": record.model_name,
-    }
 
 
 def _counts(steps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -371,7 +424,7 @@ def _job_duration(steps: list[Mapping[str, Any]], now_ms: int) -> int:
 def _job_status(steps: list[Mapping[str, Any]]) -> str:
     """A job's status, from its steps' (docs/reference/workflows-execution.md)."""
     statuses = {step["status"] for step in steps}
-    if statuses & {"running", "waiting"}:
+    if statuses & {"running", "waiting", "waiting_approval"}:
         return "waiting" if statuses == {"waiting"} else "running"
     ends = {step["status"] for step in steps if not step.get("allowedFailure")}
     for status in ("failed", "cancelled", "succeeded"):

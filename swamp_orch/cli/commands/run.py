@@ -1,5 +1,7 @@
 """`swamp workflow run`, `swamp run` and `swamp workflow history`: starting, watching and looking back."""
 
+import getpass
+import os
 import re
 from typing import Any
 
@@ -8,7 +10,7 @@ from swamp_orch.cli.durations import seconds
 from swamp_orch.cli.following import follow, left
 from swamp_orch.cli.groups import argument, command, option
 from swamp_orch.cli.invocation import Invocation
-from swamp_proto.errors import Conflict, NotConnected, NotFound
+from swamp_proto.errors import Conflict, NotConnected, NotFound, UsageError
 from swamp_proto.ids import UUID_PATTERN
 
 _ICONS = {
@@ -18,6 +20,8 @@ _ICONS = {
     "cancelled": "✖",
     "running": "◐",
     "cancelling": "◐",
+    "suspended": "⏸",
+    "waiting_approval": "⏸",
 }
 
 
@@ -56,21 +60,14 @@ def start(
     given = inputs.batches(entries, input_file, from_stdin)
     tags = inputs.tags(tag)
     timeout_s = seconds(timeout, "--timeout") if timeout is not None else None
-    if detach and invocation.session().where == "in process":
-        raise NotConnected(
-            "--detach needs a running orchestrator: without one the run would end with this command",
-            hint="start one with: swamp serve",
-        )
+    if detach:
+        _needs_orchestrator(invocation)
     code = 0
     for values in given:
         started = invocation.call(call, inputs=values or None, timeoutS=timeout_s, tags=tags or None, **named)
         run_id = started["runId"]
         if detach:
-            if invocation.json:
-                invocation.event(started) if len(given) > 1 else invocation.document(started)
-            else:
-                print(run_id, flush=True)
-                invocation.note(f"Watch it with: swamp run attach {run_id}")
+            _tell_detached(invocation, started, many=len(given) > 1)
             continue
         code = follow(invocation, run_id)
     return code
@@ -84,6 +81,138 @@ def start(
 )
 def workflow_run(invocation: Invocation, workflow: str, **flags: Any) -> int:
     return start(invocation, "workflow.run", name=workflow, **flags)
+
+
+@command(
+    "resume",
+    argument("workflow", kind="workflow"),
+    option(
+        "--run", kind="run", metavar="RUN", help="Which run: its id. Default: the suspended one, or the last."
+    ),
+    option("--from", "start_at", metavar="STEP", help="Start this step and all that depends on it anew too."),
+    *input_options()[:3],
+    option("--timeout", metavar="DURATION", help="End the run after this long, from now."),
+    option("--detach", is_flag=True, help="Print the run id and return; the run goes on."),
+    help="Go on with a run that is suspended, failed or was cancelled: what succeeded is kept.",
+)
+def workflow_resume(
+    invocation: Invocation,
+    workflow: str,
+    run: str | None,
+    start_at: str | None,
+    entries: tuple[str, ...],
+    input_file: str | None,
+    from_stdin: bool,
+    timeout: str | None,
+    detach: bool,
+) -> int:
+    given = inputs.batches(entries, input_file, from_stdin)
+    if len(given) != 1:
+        raise UsageError("a run is resumed with one set of inputs", hint="swamp workflow resume --help")
+    if detach:
+        _needs_orchestrator(invocation)
+    answer = invocation.call(
+        "workflow.resume",
+        name=workflow,
+        runId=run,
+        fromStep=start_at,
+        inputs=given[0] or None,
+        timeoutS=seconds(timeout, "--timeout") if timeout is not None else None,
+    )
+    if detach:
+        _tell_detached(invocation, answer, many=False)
+        return 0
+    return follow(invocation, answer["runId"], stays=not answer["resumed"])
+
+
+def _needs_orchestrator(invocation: Invocation) -> None:
+    if invocation.session().where == "in process":
+        raise NotConnected(
+            "--detach needs a running orchestrator: without one the run would end with this command",
+            hint="start one with: swamp serve",
+        )
+
+
+def _tell_detached(invocation: Invocation, started: dict[str, Any], *, many: bool) -> None:
+    if invocation.json:
+        invocation.event(started) if many else invocation.document(started)
+    else:
+        print(started["runId"], flush=True)
+        invocation.note(f"Watch it with: swamp run attach {started['runId']}")
+
+
+# ── people ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _decision_options() -> list[Any]:
+    return [
+        argument("workflow", kind="workflow"),
+        argument("step"),
+        option("--run", kind="run", metavar="RUN", help="Which run, where several wait: its id."),
+        option("--reason", metavar="TEXT", help="Why; kept with the run."),
+    ]
+
+
+@command(
+    "approve", *_decision_options(), help="Let a step that waits for approval succeed: STEP, or JOB/STEP."
+)
+def approve(invocation: Invocation, **named: Any) -> None:
+    _decide(invocation, "workflow.approve", "Approved", **named)
+
+
+@command("reject", *_decision_options(), help="Let a step that waits for approval fail: STEP, or JOB/STEP.")
+def reject(invocation: Invocation, **named: Any) -> None:
+    _decide(invocation, "workflow.reject", "Rejected", **named)
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's uid without a name
+        return f"uid {os.getuid()}"
+
+
+def _decide(
+    invocation: Invocation,
+    call: str,
+    word: str,
+    workflow: str,
+    step: str,
+    run: str | None,
+    reason: str | None,
+) -> None:
+    done = invocation.call(call, name=workflow, step=step, runId=run, reason=reason, by=_who())
+    if invocation.json:
+        invocation.document(done)
+        return
+    print(f"{word}: {done['stepName']} of {done['workflowName']} (run {done['runId']})")
+    if not done["live"]:
+        name, run_id = done["resume"]["workflowName"], done["resume"]["runId"]
+        invocation.note(f"No process runs it; go on with: swamp workflow resume {name} --run {run_id}")
+
+
+@command("approvals", help="List steps that wait for approval.")
+def approvals(invocation: Invocation) -> None:
+    found = invocation.call("workflow.approvals")
+    if invocation.json:
+        invocation.document(found)
+        return
+    if not found["approvals"]:
+        print("Nothing waits for approval.")
+        return
+    rows = [
+        (
+            row["workflowName"],
+            row["stepName"],
+            row["runId"],
+            row["suspendedAt"],
+            row["deadlineAt"],
+            row["prompt"],
+        )
+        for row in found["approvals"]
+    ]
+    header = ("WORKFLOW", "STEP", "RUN", "SINCE", "UNTIL", "PROMPT")
+    invocation.lines(*console.table(header, rows, color=invocation.color))
 
 
 # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,7 +274,7 @@ def list_runs(invocation: Invocation, workflow: str | None, active: bool, limit:
     help="Watch a run from its beginning to its end. Ctrl-C leaves; the run goes on.",
 )
 def attach(invocation: Invocation, run: str, after: int) -> int:
-    return follow(invocation, run, after=after, cancels=False)
+    return follow(invocation, run, after=after, cancels=False, stays=True)
 
 
 def _cancel(invocation: Invocation, run_id: str, reason: str | None) -> None:
@@ -204,6 +333,7 @@ def doctor(invocation: Invocation, fix: bool) -> int:
         invocation.document(found)
     elif not items:
         print("Nothing is past its deadline.")
+        _tell_waiting(found)
     else:
         rows = [
             (
@@ -218,9 +348,17 @@ def doctor(invocation: Invocation, fix: bool) -> int:
         invocation.lines(
             *console.table(("KIND", "ID", "STATE", "PROBLEM", "FIX"), rows, color=invocation.color)
         )
-        if remaining and not fix:
+        _tell_waiting(found)
+        if any(item.get("kind") == "run" for item in remaining) and not fix:
             invocation.note("End them with: swamp run doctor --fix")
     return 1 if remaining else 0
+
+
+def _tell_waiting(found: Any) -> None:
+    """Steps that wait for a person are no ghosts."""
+    for row in found.get("waiting", ()):
+        what = f"{row['workflowName']}: {row['jobName']} › {row['stepName']}"
+        print(f"Waits for a person until {row['deadlineAt']}: {what} (run {row['runId']})")
 
 
 # ── history ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -249,11 +387,20 @@ def history_get(invocation: Invocation, run: str) -> None:
         invocation.document(found)
         return
     print(f"Workflow: {found.get('workflowName') or found.get('modelName')} (Run ID: {_id(found)})")
+    if found.get("parent"):
+        above = found["parent"]
+        print(f"Started by: {above['job']} › {above['step']} (Run ID: {above['runId']})")
     for job in found.get("jobs", []):
         print(f"  {_line(job, job.get('name') or job.get('jobName'))}")
         for step in job.get("steps", []):
             where = f" on {step['worker']}" if step.get("worker") else ""
             print(f"    {_line(step, step.get('name') or step.get('stepName'))}{where}")
+            for child in step.get("children", ()):
+                print(f"      {_line(child, child['name'])} (Run ID: {child['runId']})")
+            if step.get("status") == "waiting_approval":
+                print(
+                    f"      -> waits for a person until {step['approval']['deadlineAt']}: {step['approval']['prompt']}"
+                )
             for text in (
                 step.get("error"),
                 step.get("reason") if step.get("status") != "succeeded" else None,
