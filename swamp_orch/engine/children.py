@@ -74,6 +74,7 @@ class ChildEnd:
 
     document: Mapping[str, Any]
     left: int | None
+    ends_by_ms: int | None = None  # where that is unknown
 
     @property
     def status(self) -> str:
@@ -139,7 +140,7 @@ class ChildRuns:
             nursery.cancel_scope.cancel()
         child.status = found.status
         run.child_ended(state, child)
-        return ChildEnd(found.document(), found.left)
+        return ChildEnd(found.document(), found.left, found.ends_by_ms)
 
     async def _start(self, run: "Run", state: "StepState", request: "RunRequest") -> "Run":
         state.children[request.id] = _child_of(request)
@@ -305,7 +306,7 @@ class NestedWork:
         state, retry = self._state, self._state.step.retry
         while not self.cancel_reason:
             end = await self._attempt(order)
-            state.left, state.ended_ms = end.left, self._parts.clock_ms()
+            state.left, state.ends_by_ms, state.ended_ms = end.left, end.ends_by_ms, self._parts.clock_ms()
             state.status = StepStatus(end.status)
             state.error = "" if end.status == "succeeded" else end.told
             if state.status is not StepStatus.FAILED or self.cancel_reason:

@@ -693,10 +693,13 @@ class Run:
 
     def remains(self) -> dict[str, Any]:
         """What an end says of processes: `left`, and where that is unknown, `endsBy`: the instant by which none is."""
-        ends_by = [
-            state.ends_by_ms for state in self._steps.values() if state.left is None and state.ends_by_ms
-        ]
-        return {"left": self.left} | ({"endsBy": iso(max(ends_by))} if ends_by else {})
+        return {"left": self.left} | ({} if self.ends_by_ms is None else {"endsBy": iso(self.ends_by_ms)})
+
+    @property
+    def ends_by_ms(self) -> int | None:
+        """Where it is unknown how many processes are left: the instant by which none is."""
+        known = [state.ends_by_ms for state in self._steps.values() if state.left is None]
+        return max((instant for instant in known if instant), default=None)
 
     def counts(self) -> dict[str, int]:
         found = {"succeeded": 0, "failed": 0, "skipped": 0, "cancelled": 0}
