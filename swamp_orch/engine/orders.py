@@ -345,6 +345,9 @@ class Orders:
         parent.check(f"{definition.name}.{spec.name}")
         given = {"name": definition.name, "method": spec.name, "inputs": inputs}
         request = self.method_request(given, run.request.owner)
+        fixed = self._fixed.pop((request.id, definition.type), None)
+        if fixed is not None:
+            self._fixed[parent.child_id, definition.type] = fixed
         return _below(request, run, parent, secrets), spec.mutates
 
     def forget(self, run_id: str) -> None:
