@@ -18,7 +18,6 @@ from swamp_orch.core.runplan import StepStatus
 from swamp_orch.engine import records
 from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.interface import Batch
-from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import Conflict
 
 if TYPE_CHECKING:
@@ -214,5 +213,5 @@ class ApprovalWork:
     async def _save(self, expect: int | None) -> int:
         state = self._state
         record = records.step_record(self._run.origin(state), state.attributes(self._run.id))
-        done = await commit(self._parts.store, Batch((attrs.evolve(record, expect=expect),)))
+        done = await self._run.keep(Batch((attrs.evolve(record, expect=expect),)))
         return done.records[0].version

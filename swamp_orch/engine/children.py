@@ -21,7 +21,6 @@ from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.engine import records
 from swamp_orch.engine.lineage import NESTED_CALL, Child, Parent
 from swamp_orch.store.interface import Batch
-from swamp_orch.store.trio_store import commit
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import NotFound, SwampError
 from swamp_proto.limits import RUN_MODEL_CALLS_MAX
@@ -325,9 +324,8 @@ class NestedWork:
         state.ended_ms = self._parts.clock_ms()
         state.error_code = "child_failed" if state.status is StepStatus.FAILED else ""
         state.allowed = state.status is StepStatus.FAILED and state.step.allow_failure
-        await commit(
-            self._parts.store,
-            Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),)),
+        await self._run.keep(
+            Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),))
         )
 
     async def _attempt(self, order: NestedOrder) -> ChildEnd:

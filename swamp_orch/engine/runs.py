@@ -509,7 +509,7 @@ class Run:
             if self.ended_ms or self._waits_for_people() == (self.status == SUSPENDED):
                 return
             self.status = "running" if self.status == SUSPENDED else SUSPENDED
-            done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+            done = await self.keep(Batch((self._record(expect=self._version),)))
             self._version = done.records[0].version
         if self.status == SUSPENDED:
             self.feed.emit("run_suspended", runId=self.id, approvals=self.approvals(), run=self.document())
@@ -610,7 +610,7 @@ class Run:
         above = () if self.request.parent is None else self.request.parent.chain
         return (*above, self.request.workflow.name) if self.request.kind == "workflow" else above
 
-    async def _fix(self, state: StepState, definition: ModelDefinition) -> Order | None:
+    async def _fix(self, state: StepState, definition: ModelDefinition) -> Task | None:
         """The order of the step that first uses a type of an extension: from now on, also after a restart, the run keeps its code."""
         await trio.to_thread.run_sync(self._orders.fix, self.id, definition)
         order = self._orders.make(self, state)

@@ -155,7 +155,7 @@ class Desk:
         )
         request = orders.workflow_request({"name": "w", "inputs": inputs}, {})
         run = Run(self, orders, request)  # type: ignore[arg-type] # an order needs only its clock
-        state = run._state(StepKey("j", "s"))
+        state = run.state(StepKey("j", "s"))
         try:
             found = orders.make(run, state)
         except TypeNotFixed as missing:
@@ -369,7 +369,7 @@ def test_injection_a_value_that_looks_like_an_expression_opens_nothing(desk: Des
                 {"name": "hosts", "method": "probe", "inputs": {"note": INJECTED}}, {}
             )
             run = Run(desk, orders, request)  # type: ignore[arg-type]
-            order = orders.make(run, run._state(StepKey("method", "probe")))
+            order = orders.make(run, run.state(StepKey("method", "probe")))
     if source != "a method run":
         order = desk.order(**given)
     assert order is not None
