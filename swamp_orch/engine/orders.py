@@ -534,9 +534,12 @@ class Orders:
         if _has_expression(step.placement.target) or _has_expression(dict(step.placement.labels)):
             return None
         method = self._method(run.id, task.model, task.method)
-        if method.plain is None:
-            return None
         definition = method.definition
+        if not _is_plain(definition):
+            return None
+        if method.plain is None:
+            method = self._with_plain((run.id, task.model, task.method), method)
+            assert method.plain is not None
         state.model, state.model_type, state.method = definition.name, definition.type, method.spec.name
         return self._order(run, state, method, method.plain, None, step.placement)
 
@@ -612,17 +615,20 @@ class Orders:
             definition = self._models.find(model)
             model_type = self._type_of(run_id, definition)
             spec = self._types.method(model_type, method)
-            plain = None
-            if _is_plain(definition):
-                arguments = method_arguments(model_type, spec, definition, {}).arguments
-                check_arguments(spec, arguments, evaluated=True)
-                shared = self._global_arguments(model_type, definition, definition.global_arguments)
-                sensitive = (
-                    *sensitive_texts(spec.arguments, arguments),
-                    *sensitive_texts(model_type.global_arguments, shared),
-                )
-                plain = _Plain(arguments, shared, sensitive)
-            found = self._methods[key] = _Method(definition, model_type, spec, plain)
+            found = self._methods[key] = _Method(definition, model_type, spec, None)
+        return found
+
+    def _with_plain(self, key: tuple[str, str, str], method: _Method) -> _Method:
+        """With the arguments of a call without inputs. Raises SwampError when they are not enough."""
+        definition, spec = method.definition, method.spec
+        arguments = method_arguments(method.type, spec, definition, {}).arguments
+        check_arguments(spec, arguments, evaluated=True)
+        shared = self._global_arguments(method.type, definition, definition.global_arguments)
+        sensitive = (
+            *sensitive_texts(spec.arguments, arguments),
+            *sensitive_texts(method.type.global_arguments, shared),
+        )
+        found = self._methods[key] = attrs.evolve(method, plain=_Plain(arguments, shared, sensitive))
         return found
 
     def _inputs(

@@ -185,6 +185,16 @@ def test_a_model_that_is_not_there_fails_its_step_by_name(place: Place) -> None:
     assert place.ends() == {"s": "failed", "t": "succeeded"}
 
 
+def test_a_required_argument_may_come_from_the_step(place: Place) -> None:
+    """A definition that is not complete by itself is completed by whoever calls it."""
+    place.session.call("model.create", type="command/shell", name="bare", arguments={})
+    called = "{type: model_method, modelIdOrName: bare, methodName: execute, inputs: {run: echo given}}"
+    place.workflow("w", job(f"      - {{name: s, task: {called}}}", step("t", "bare")))
+    ended = place.run("w")
+    assert place.ends() == {"s": "succeeded", "t": "failed"}
+    assert "run is required" in ended["error"]
+
+
 def test_text_that_comes_from_data_is_never_parsed(place: Place) -> None:
     """An output that looks like an expression stays text in the step that uses it."""
     place.model("tricky", "printf '$%s' '{{ vault.get(\"v\", \"k\") }}'")
