@@ -14,6 +14,8 @@ Rules that hold here:
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -53,7 +55,16 @@ from swamp_orch.expressions.evaluate import evaluate, evaluate_tree
 from swamp_orch.expressions.scope import Scope
 from swamp_orch.expressions.secret import Secret, SecretRef, mask_tree, resolve_tree
 from swamp_orch.expressions.shell import ShellText, evaluate_shell
-from swamp_orch.expressions.template import OPEN, Template, Tree, literal_tree, parse, parse_tree, templates
+from swamp_orch.expressions.template import (
+    OPEN,
+    ExpressionError,
+    Template,
+    Tree,
+    literal_tree,
+    parse,
+    parse_tree,
+    templates,
+)
 from swamp_orch.store.bookkeeping import iso
 from swamp_orch.vaults.interface import is_infrastructure_key
 from swamp_proto.errors import LocalError, OperationFailed, SwampError
@@ -690,15 +701,35 @@ class Orders:
             )
         return scope.with_values(inputs=dict(inputs), self=about)
 
-    def _model(self, name: str) -> dict[str, Any]:
+    def _model(self, name: str, within: tuple[str, ...] = ()) -> dict[str, Any]:
+        """What `model.<name>` is. Its global arguments are evaluated in its own text's scope, with the defaults of its inputs; one that
+        needs more than that is absent. `within`: the models whose arguments are being evaluated, so that a circle is an error."""
         definition = self._models.find(name)
+        if definition.name in within:
+            shown = " -> ".join((*within, definition.name))
+            raise LocalError(f"global arguments of models refer to each other: {shown}", code="expression")
         about = {
             "id": definition.id,
             "name": definition.name,
             "type": definition.type,
+            "version": definition.version,
             "tags": dict(definition.tags),
         }
-        return {"definition": about, "input": dict(definition.global_arguments)}
+        scope = Scope(
+            values={
+                "inputs": with_defaults(definition.inputs, {}),
+                "self": {**about, "globalArguments": dict(definition.global_arguments)},
+                "env": self._env,
+            },
+            functions=self._functions,
+            model=partial(self._model, within=(*within, definition.name)),
+        )
+        given: dict[str, Any] = {}
+        for key, value in definition.global_arguments.items():
+            tree = parse_tree(value, definition.source.at("globalArguments", key))
+            with suppress(ExpressionError):
+                given[key] = evaluate_tree(tree, scope)
+        return {"definition": about, "input": given}
 
     def _secret(self, reference: SecretRef) -> str:
         if is_infrastructure_key(reference.key):

@@ -27,6 +27,11 @@ _ARGUMENTS: Final[dict[str, Any]] = {
     },
     "required": ["run"],
     "additionalProperties": False,
+    "examples": [
+        {"run": "echo hello"},
+        {"run": "make -j4", "workingDir": "/srv/build", "timeout": 600000, "env": {"CC": "clang"}},
+        {"run": "grep -q ready state", "ignoreExitCode": True},
+    ],
 }
 
 _RESULT: Final[dict[str, Any]] = {

@@ -267,6 +267,35 @@ def test_secrets_reach_arguments_at_dispatch_and_nothing_before(desk: Desk) -> N
     assert "geheim" not in repr(message)
 
 
+def test_another_definition_is_read_as_it_evaluates_and_secrets_in_it_stay_deferred(desk: Desk) -> None:
+    desk.secrets = {("ops", "token"): "geheim"}
+    desk.place.model(
+        "other",
+        "version: 7\ninputs: {zone: {type: string, default: b}, must: {type: string, required: true}}\nglobalArguments:\n"
+        '  region: eu-${{ inputs.zone }}\n  token: ${{ vault.get("ops", "token") }}\n  lost: ${{ inputs.must }}\n',
+    )
+    desk.place.model("hosts")
+    inputs = (
+        '{note: "${{ model.other.input.region + string(model.other.definition.version) }}",'
+        ' options: {pin: "${{ model.other.input.token }}"}, count: "${{ has(model.other.input.lost) ? 1 : 0 }}"}'
+    )
+    desk.place.workflow(step("s", inputs))
+    order = desk.order()
+    assert "geheim" not in repr(order.arguments)
+    assert sent(order).arguments == {"note": "eu-b7", "options": {"pin": "geheim"}, "count": 0}
+    assert not order.scope.may_use_secret("ops", "token")
+
+
+def test_models_that_refer_to_each_other_in_a_circle_are_an_error(desk: Desk) -> None:
+    desk.place.model("other", "globalArguments: {region: '${{ model.hosts.input.region }}'}\n")
+    desk.place.model("hosts", "globalArguments: {region: '${{ model.other.input.region }}'}\n")
+    desk.place.workflow(step("s"))
+    with pytest.raises(
+        SwampError, match="global arguments of models refer to each other: other -> hosts -> other"
+    ):
+        desk.order()
+
+
 def test_sensitive_arguments_are_masked_at_any_depth(desk: Desk) -> None:
     """Also those of the definition, which come from the environment: a file must not hold them."""
     desk.place.model("hosts", 'globalArguments:\n  token: ${{ "to" + "ken" }}\n')
