@@ -246,7 +246,7 @@ class _Actor:
         tags = {"type": "report", "reportName": name, "reportScope": "method"}
         forms = [(called, "text/markdown", markdown.encode()), (f"{called}-json", "application/json", data)]
         return [
-            record_of(self._situation, "report", record, "report", content_type, content, tags)
+            record_of(self._situation, name, record, "report", content_type, content, tags)
             for record, content_type, content in forms
             if content
         ]
