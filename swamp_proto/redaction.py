@@ -74,6 +74,11 @@ class Mask:
     def __repr__(self) -> str:
         return f"<Mask of {len(self._secrets)} values>"
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What it hides, for a mask of something that this started."""
+        return tuple(self._secrets)
+
     def add(self, secrets: Iterable[str]) -> None:
         """Look for these too from now on."""
         forms: set[str] = set()

@@ -234,6 +234,8 @@ async def assemble(
             clock_ms=clock_ms,
             concurrent_runs_max=concurrent_runs_max,
         )
+        desk.children, engine.children.marks = engine.children, desk.mark_written
+        flights.before_write = engine.children.mark_ancestors
         dispatches = WorkerDispatches(flights, placing, desk, reporter) if placing is not None else None
         async with loop_commits(store), trio.open_nursery() as nursery:
             await nursery.start(flights.watch)

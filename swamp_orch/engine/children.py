@@ -178,7 +178,7 @@ class ChildRuns:
 
         async def make() -> "RunRequest":
             request, mutates = await trio.to_thread.run_sync(
-                self._orders.run_model_request, run, hangs, model, method, inputs, parent.message.secrets
+                self._orders.run_model_request, run, hangs, model, method, inputs, parent.ingress.mask.secrets
             )
             if mutates:
                 await self._mark((*self.ancestors(run), parent), f"run_model {model}.{method}")
@@ -218,7 +218,9 @@ class ChildRuns:
     async def _mark(self, flights: tuple["Flight", ...], what: str) -> None:
         assert self.marks is not None, "nobody admits writes"
         for flight in flights:
-            await self.marks(flight, what)
+            lease = self._engine.flights.lease(flight.dispatch, flight.message.fence)
+            if lease is None or not lease.wrote:
+                await self.marks(flight, what)
 
     # ── slots ───────────────────────────────────────────────────────────────────────────────────────────────────────
     def limiter(self, run: "Run") -> trio.CapacityLimiter | None:

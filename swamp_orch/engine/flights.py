@@ -214,6 +214,10 @@ EnterEnd = Callable[[Flight, Finished], Awaitable[tuple[Finished, list[Content]]
 """Checks the outputs of an end: the end as it is then, and their contents. Raises SwampError where that must be tried again."""
 
 
+async def _nothing_above(flight: Flight, record: str) -> None:
+    """A dispatch that no other one started."""
+
+
 class Flights:
     """All dispatches of this process, and the lease core."""
 
@@ -244,6 +248,7 @@ class Flights:
         self._verdicts: dict[str, Verdict] = {}
         self._nursery: trio.Nursery
         self.lease_ended: Callable[[str], None] = lambda dispatch: None  # told of every end, at that instant
+        self.before_write: Callable[[Flight, str], Awaitable[None]] = _nothing_above
         self._sooner = trio.Event()
         self._judged = trio.lowlevel.ParkingLot()
         self._told = trio.lowlevel.ParkingLot()  # something happened to a lease
@@ -594,6 +599,7 @@ class Flights:
     async def commit_write(self, flight: Flight, record: str, batch: Batch) -> Committed:
         """Commit what a dispatch writes, as `Admissions.commit` says; `record` names it for people."""
         named = flight.ingress.mask(record)
+        await self.before_write(flight, named)
         return await self._admissions.commit(flight.dispatch, flight.message.fence, named, batch)
 
     async def commit_read(self, flight: Flight, batch: Batch) -> Committed:

@@ -12,6 +12,8 @@ from typing import Any
 import attrs
 
 from swamp_orch.definitions.values import ModelDefinition
+from swamp_orch.reports.report import LIFETIME as REPORT_LIFETIME
+from swamp_orch.reports.report import VERSIONS_KEPT as REPORT_VERSIONS_KEPT
 from swamp_orch.store import bookkeeping
 from swamp_orch.store.interface import (
     Appended,
@@ -159,6 +161,8 @@ class Producer:
     ) -> NewRecord:
         """A declared output of the model, made at the end or while it runs. swamp's own tags win over the execution's."""
         spec = self.model_type.outputs.get(spec_name) or OutputSpec(spec_name, kind, content_type, "")
+        if kind == "report":
+            spec = attrs.evolve(spec, lifetime=REPORT_LIFETIME, keep=REPORT_VERSIONS_KEPT)
         origin, model = self.origin, self.model
         found = {**(tags or {}), "type": kind, **model.tags, "specName": spec_name, "modelName": model.name}
         if origin.kind == "workflow":

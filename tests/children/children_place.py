@@ -67,6 +67,9 @@ class Place:
     def resume(self, name: str, /, **how: Any) -> dict[str, Any]:
         return self.watch(self.call("workflow.resume", name=name, **how)["runId"])
 
+    def query(self, predicate: str, select: str = "attributes") -> list[Any]:
+        return list(self.call("data.query", predicate=predicate, select=select)["results"])
+
     def ends(self) -> dict[str, str]:
         return {event["step"]: event["status"] for event in self.events if event["kind"] == "step_ended"}
 
