@@ -233,6 +233,14 @@ class ChildRuns:
             return None
         return self._slots.setdefault(parent.dispatch, trio.CapacityLimiter(1))
 
+    async def settle(self, run: "Run") -> None:
+        """Wait for what a run's steps left behind: children that were asked to end when their step did."""
+        for state in run.states():
+            for child in state.children.values():
+                if (below := self._engine.live(child.run)) is not None:
+                    await below.over.wait()
+                    child.status = below.status
+
     # ── ends ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def lease_ended(self, dispatch: str) -> None:
         """What this dispatch's code asked for ends with it."""

@@ -254,6 +254,7 @@ class Run:
                 await trio.sleep(STORE_RETRY_S)
 
     async def _finish(self) -> None:
+        await self._parts.children.settle(self)
         async with self._recording:
             await self._record_end()
 

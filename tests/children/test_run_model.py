@@ -24,7 +24,7 @@ class Caller:
     async def call(self, context: Context, arguments: What) -> None:
         run = await context.run_model(arguments.model, "execute", arguments.inputs, check=False)
         told = {"status": run.status, "error": run.error, "records": [one["name"] for one in run.records]}
-        await context.write_resource("seen", "seen", told)
+        await context.write_resource("seen", told, "seen")
 
     @method(mutates=True)
     async def circle(self, context: Context) -> None:
