@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from swamp_worker.shell.exchange import Exchange, FilePart
 
 DAMAGED_MAX: Final = 3  # downloads that arrived with another digest, before it is given up
+CONFLICTS_MAX: Final = 5  # about the place where an upload goes on, in a row
 SAID_AFTER: Final = 4  # failed attempts in a row, before a person is told
 _KEPT_AT_ONCE: Final = 512 * KIB  # of a download, in memory
 _ERROR_BODY_MAX: Final = 64 * KIB
@@ -104,8 +105,7 @@ class DataPlane:
 
         with await trio.to_thread.run_sync(_open, file) as source:
             size = await trio.to_thread.run_sync(_size, source)
-            offset = failed = 0
-            asked = False  # whether `offset` is what the orchestrator said when it was asked
+            offset = failed = conflicts = 0
             while True:
                 length = min(UPLOAD_CHUNK, size - offset)
                 headers = {
@@ -120,24 +120,24 @@ class DataPlane:
                 try:
                     with self._calls.guard(dispatch.dispatch):
                         answer = await self._ask(dispatch, "PATCH", path, headers, body)
-                        offset, asked = _offset(answer.offset), False
+                        offset = _offset(answer.offset)
                     done = offset >= size
-                except Again as again:
+                except (Again, CallRefused) as error:
+                    if isinstance(error, CallRefused):
+                        # The end of a request that was cut may still be on its way to the disk when we ask how far it came.
+                        conflicts += 1
+                        if error.call_code is not CallCode.CONFLICT or conflicts > CONFLICTS_MAX:
+                            raise
                     failed += 1
-                    await self._pause(dispatch, failed, again.why)
-                    offset, asked = await self._insist(dispatch, partial(self._offset, dispatch, path)), True
-                    done = offset == size > 0
-                except CallRefused as refused:
-                    if refused.call_code is not CallCode.CONFLICT or asked:
-                        raise
-                    offset, asked = await self._insist(dispatch, partial(self._offset, dispatch, path)), True
+                    await self._pause(dispatch, failed, str(error))
+                    offset = await self._insist(dispatch, partial(self._offset, dispatch, path))
                     done = offset == size > 0
                 if offset > size:
                     raise CallRefused(
                         CallCode.CONFLICT, f"{file.name} has become shorter while it was uploaded"
                     )
                 if offset > before:
-                    failed = 0
+                    failed = conflicts = 0
                 if sent is not None:
                     sent(offset, size)
                 if done:

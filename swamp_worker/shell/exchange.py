@@ -26,7 +26,9 @@ from swamp_worker.shell.dataplane import Again
 
 PIECE: Final = 512 * KIB  # of a body, in memory
 _CONNECT_S: Final = 10.0
-_TAKE_S: Final = 30.0  # without the peer taking a byte
+_TAKE_S: Final = (
+    15.0  # without the peer taking a byte: it has ended, and somebody on the way keeps that to himself
+)
 _IDLE_S: Final = 30.0  # a connection nobody needs is closed with the next request after this
 
 

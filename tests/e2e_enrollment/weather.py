@@ -8,13 +8,18 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 
 
 class Weather:
-    """Listens on `port` until closed; `url` leads to the orchestrator through it."""
+    """Listens on `port` until closed; `url` leads to the orchestrator through it. The first connections are cut when as
+    many bytes as `budgets` say have gone to the orchestrator.
+    """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, budgets: Sequence[int] = ()) -> None:
         self.target = target
+        self.passed = 0  # bytes that have gone to the orchestrator
+        self.budgets = list(budgets)  # of connections to come
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._pairs: list[_Pair] = []
@@ -58,17 +63,18 @@ class Weather:
                 near.close()
                 continue
             with self._lock:
-                self._pairs.append(_Pair(near, far))
+                self._pairs.append(_Pair(self, near, far, self.budgets.pop(0) if self.budgets else None))
 
 
 class _Pair:
-    def __init__(self, near: socket.socket, far: socket.socket) -> None:
+    def __init__(self, weather: Weather, near: socket.socket, far: socket.socket, budget: int | None) -> None:
         self.silent = threading.Event()
         self._ends = (near, far)
-        for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+        self._weather = weather
+        for source, sink, left in ((near, far, budget), (far, near, None)):
+            threading.Thread(target=self._pump, args=(source, sink, left), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, left: int | None) -> None:
         while True:
             try:
                 data = source.recv(65_536)
@@ -83,7 +89,13 @@ class _Pair:
                     sink.shutdown(socket.SHUT_WR)
                     return
                 sink.sendall(data)
+                if source is self._ends[0]:
+                    self._weather.passed += len(data)
+                if left is not None and (left := left - len(data)) <= 0:
+                    self.cut()
+                    return
             except OSError:
+                self.cut()  # one end is gone; the other must not wait for somebody to take what it sends
                 return
 
     def cut(self) -> None:

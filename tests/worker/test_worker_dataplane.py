@@ -263,6 +263,23 @@ async def test_an_upload_goes_on_where_the_connection_was_cut(
     assert proxy.passed_up < size + 5 * 64 * 1024, "bytes that were safe were sent again"
 
 
+async def test_bytes_that_reach_the_disk_after_the_question_how_far_they_came_are_no_conflict(
+    worker: Make, twin: DataTwin, proxy: CuttingProxy, tmp_path: Path
+) -> None:
+    digest = big(tmp_path / "file", 2 * MIB)
+    proxy.up.append(MIB)
+    twin.behind = 2
+    await worker(proxy.base).access.upload(shell("true"), 2, tmp_path / "file", digest)
+    assert twin.uploads[2].whole
+    assert twin.behind == 0
+    twin.behind = 1_000_000
+    digest = big(tmp_path / "file", 2 * MIB)
+    proxy.up.append(MIB)
+    with pytest.raises(CallRefused) as refused:
+        await worker(proxy.base).access.upload(shell("true"), 3, tmp_path / "file", digest)
+    assert refused.value.call_code is CallCode.CONFLICT
+
+
 async def test_an_upload_whose_last_answer_is_lost_is_complete(
     worker: Make, twin: DataTwin, proxy: CuttingProxy, tmp_path: Path
 ) -> None:
