@@ -15,7 +15,7 @@ It does not evaluate expressions and does not read files.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import attrs
@@ -36,6 +36,7 @@ NO_INPUTS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "addi
 MASK: Final = "***"
 
 _INTEGER: Final = re.compile(r"-?(0|[1-9][0-9]*)")
+_FIRST_NAME: Final = re.compile(r"[^.\[ ]*")
 _NUMBER: Final = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 
 
@@ -374,12 +375,22 @@ def method_arguments(
     return Arguments(inputs, arguments, global_arguments)
 
 
-def check_arguments(method: MethodSpec, arguments: Mapping[str, Any], *, evaluated: bool = False) -> None:
-    """Check merged arguments; once more, with `evaluated`, when expressions have become values. Raises
-    `InvalidInput`."""
+def check_arguments(
+    method: MethodSpec,
+    arguments: Mapping[str, Any],
+    *,
+    evaluated: bool = False,
+    place: Callable[[str], str] = lambda argument: "",
+) -> None:
+    """Check merged arguments; once more, with `evaluated`, when expressions have become values. `place` says file and line of an
+    argument, where it has one. Raises `InvalidInput`."""
     problems = check_value(method.arguments, arguments, expressions=not evaluated)
     if problems:
+        told = []
+        for found in problems:
+            where = place(_FIRST_NAME.match(found)[0])  # type: ignore[index] # it matches every text
+            told.append(f"  {where}: {found}" if where else f"  {found}")
         raise InvalidInput(
-            "Input validation failed:\n" + "\n".join(f"  {found}" for found in problems),
+            "Input validation failed:\n" + "\n".join(told),
             hint=_how_to_give(method.arguments, arguments) or f"see the arguments of `{method.name}`",
         )

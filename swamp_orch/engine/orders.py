@@ -522,7 +522,15 @@ class Orders:
                 arguments[key] = shell.script
             else:
                 arguments[key] = evaluate_tree(tree, its_scope)
-        check_arguments(spec, mask_tree(arguments), evaluated=True)
+
+        def place(argument: str) -> str:
+            if argument in given:
+                return "" if run.request.kind == "method" else where
+            stored = definition.methods.get(spec.name, {})
+            part = ("methods", spec.name, "arguments") if argument in stored else ("globalArguments",)
+            return definition.source.at(*part, argument)
+
+        check_arguments(spec, mask_tree(arguments), evaluated=True, place=place)
         sensitive = (
             *run.request.sensitive,
             *sensitive_texts(run.request.workflow.inputs, run.request.inputs),

@@ -242,7 +242,16 @@ def test_a_value_that_does_not_fit_is_refused_before_anything_is_sent(desk: Desk
     desk.place.workflow(step("s", '{count: "${{ inputs.n }}"}'), "inputs: {n: {type: string}}\n")
     with pytest.raises(SwampError) as caught:
         desk.order(n="five")
-    assert 'count must be an integer, not "five"' in caught.value.message
+    assert caught.value.message == (
+        'Input validation failed:\n  workflows/workflow-w.yaml:7: count must be an integer, not "five"'
+    )
+    desk.place.model("hosts", "methods:\n  probe:\n    arguments:\n      count: ${{ 'f' + 'ive' }}\n")
+    desk.place.workflow(step("s"))
+    with pytest.raises(SwampError) as stored:
+        desk.order()
+    assert stored.value.message.endswith(
+        'models/@acme/inventory/hosts.yaml:7: count must be an integer, not "five"'
+    )
     desk.place.model("hosts", "globalArguments:\n  region: eu\n  size: ${{ 5 * 5 }}\n")
     desk.place.workflow(step("s"))
     with pytest.raises(SwampError) as shared:
