@@ -33,7 +33,17 @@ CHECKED: Final = frozenset(
     }
 )  # fmt: skip
 ANNOTATIONS: Final = frozenset(
-    {"$schema", "$comment", "title", "description", "default", "sensitive", "examples", "deprecated"}
+    {
+        "$schema",
+        "$comment",
+        "title",
+        "description",
+        "default",
+        "sensitive",
+        "examples",
+        "deprecated",
+        "namesModel",
+    }
 )
 DEPTH_MAX: Final = 32  # schemas inside schemas
 
@@ -259,7 +269,7 @@ _COUNTS: Final = frozenset(
     {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"}
 )
 _NUMBERS: Final = frozenset({"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"})
-_FLAGS: Final = frozenset({"uniqueItems", "sensitive", "deprecated"})
+_FLAGS: Final = frozenset({"uniqueItems", "sensitive", "deprecated", "namesModel"})
 
 
 def problems_of(schema: Any, place: str = "$") -> list[str]:

@@ -13,7 +13,7 @@ Rules that hold here:
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -598,9 +598,11 @@ class Orders:
         """From what was written, never from what it became: see `access_scope`."""
         own = (dict(definition.global_arguments), dict(definition.methods.get(method, {})))
         trees = (*(parse_tree(part) for part in own if _has_expression(part)), *written)
-        return scope_of(
+        found = scope_of(
             definition, model_type, (found for tree in trees for found in templates(tree)), self._name_of
         )
+        named = map(self._name_of, _models_named(model_type, method, definition, written))
+        return attrs.evolve(found, models=found.models.union(named))
 
     def _name_of(self, model: str) -> str:
         if is_name(model):
@@ -746,6 +748,25 @@ class Orders:
                 code="forbidden",
             )
         return self._read_secret(reference)
+
+
+def _models_named(
+    model_type: ModelType, method: str, definition: ModelDefinition, written: tuple[Tree, ...]
+) -> Iterator[str]:
+    """What stands, written out and not computed, in arguments whose schema says that they name a model."""
+    spec = model_type.methods.get(method)
+    properties = spec.arguments.get("properties", {}) if spec is not None else {}
+    keys = [key for key, schema in properties.items() if schema.get("namesModel") is True]
+    own = (definition.global_arguments, definition.methods.get(method, {}))
+    for key in keys:
+        for part in own:
+            value = part.get(key)
+            if isinstance(value, str) and OPEN not in value:
+                yield value
+        for tree in written:
+            leaf = tree.get(key) if isinstance(tree, dict) else None
+            if isinstance(leaf, tuple) and isinstance(leaf[0], str):
+                yield leaf[0]
 
 
 def _workflow_request(

@@ -70,7 +70,9 @@ class Read:
     """What is read."""
 
     name: str = attrs.field(metadata=about("Name of the artefact", minLength=1))
-    model: str | None = attrs.field(default=None, metadata=about("Whose it is (default: this model's own)"))
+    model: str | None = attrs.field(
+        default=None, metadata=about("Whose it is (default: this model's own)", names_model=True)
+    )
     version: int | None = attrs.field(
         default=None, metadata=about("Which version (default: the newest)", minimum=1)
     )

@@ -37,10 +37,15 @@ _PLAIN: Final[Mapping[Any, str]] = {str: "string", int: "integer", float: "numbe
 
 
 def about(
-    description: str = "", *, sensitive: bool = False, name: str = "", **keywords: Any
+    description: str = "",
+    *,
+    sensitive: bool = False,
+    names_model: bool = False,
+    name: str = "",
+    **keywords: Any,
 ) -> dict[str, Any]:
-    """Metadata of an attrs field: what it is, whether its value is masked wherever it would be shown, what it is called in
-    JSON, and JSON Schema keywords (`minItems=1`, `pattern="^[a-z]+$"`).
+    """Metadata of an attrs field: what it is, whether its value is masked wherever it would be shown, whether it
+    names a model whose data the method may read then, what it is called in JSON, and JSON Schema keywords (`minItems=1`, `pattern="^[a-z]+$"`).
     """
     unknown = sorted(set(keywords) - CHECKED)
     if unknown:
@@ -50,6 +55,8 @@ def about(
     found: dict[str, Any] = {"description": description} if description else {}
     if sensitive:
         found["sensitive"] = True
+    if names_model:
+        found["namesModel"] = True
     return {_KEY: {"schema": {**found, **keywords}, "name": name}}
 
 

@@ -339,6 +339,18 @@ def test_a_step_may_see_what_its_definition_names_and_its_type_declares(desk: De
     assert not scope.may_use_secret("ops", "root")
 
 
+def test_an_argument_that_names_a_model_opens_it_when_it_is_written_out(desk: Desk) -> None:
+    """`file/read` says of its `model` that it names one; a value that only became a name opens nothing."""
+    desk.place.model(
+        "reader", "methods:\n  read:\n    arguments: {name: a, model: of-the-definition}\n", "file/read"
+    )
+    desk.place.workflow(step("s", "{model: of-the-step}", "reader", "read"))
+    assert desk.order().scope.models == {"reader", "of-the-definition", "of-the-step"}
+    computed = "inputs:\n  type: object\n  properties: {which: {type: string}}\n"
+    desk.place.workflow(step("s", "{model: '${{ inputs.which }}'}", "reader", "read"), computed)
+    assert desk.order(which="stored").scope.models == {"reader", "of-the-definition"}
+
+
 def test_what_is_computed_opens_nothing_but_the_keys_of_a_vault_that_is_written_out(desk: Desk) -> None:
     desk.secrets = {("ops", "k"): "x", ("other", "k"): "x"}
     desk.place.model("hosts")
