@@ -554,8 +554,9 @@ class Flights:
         self._verdicts.pop(flight.dispatch, None)
         for scope in flight.requests:
             scope.cancel()
-        for hear in self._closed:
-            hear(flight.dispatch)
+        if self._leases.admits(flight.dispatch, flight.message.fence) is None:
+            for hear in self._closed:  # else this process stops, and the next one goes on with it
+                hear(flight.dispatch)
 
     # ── what a dispatch asks for while it runs ──────────────────────────────────────────────────────────────────────────
     def on_close(self, hear: Callable[[str], object]) -> None:

@@ -13,6 +13,7 @@ What a request means is `swamp_orch.engine.desk`'s business.
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, BinaryIO, Final
 
 import trio
@@ -26,7 +27,7 @@ from swamp_proto.capabilities import CallRefused
 from swamp_proto.dataplane import ByteRange, Route, Target
 from swamp_proto.errors import Broken, LimitExceeded, MalformedMessage, SwampError
 from swamp_proto.ids import is_uuid
-from swamp_proto.limits import DATA_BODY_MAX, WRITE_BODY_MAX
+from swamp_proto.limits import DATA_BODY_MAX, MIB, WRITE_BODY_MAX
 from swamp_proto.messages.capability import CallCode, WriteBatch
 
 Scope = MutableMapping[str, Any]
@@ -40,6 +41,8 @@ METHODS: Final[Mapping[Route, tuple[str, ...]]] = {
     Route.UPLOAD: ("HEAD", "PATCH"),
     Route.WRITE: ("PUT",),
 }
+DRAIN_MAX: Final = 16 * MIB
+DRAIN_S: Final = 2.0
 _LENGTH_DIGITS_MAX: Final = len(str(DATA_BODY_MAX)) + 1
 
 
@@ -76,6 +79,13 @@ class _Body:
     def read(self) -> bool:
         return not self._more
 
+    async def drain(self) -> None:
+        """Read on, for a moment: who still sends does not listen, and would never hear why it was refused."""
+        size = 0
+        with trio.move_on_after(DRAIN_S), suppress(Broken):
+            while size < DRAIN_MAX and (piece := await self()):
+                size += len(piece)
+
 
 class DataPlane:
     """Serves `swamp_proto.dataplane.PREFIX`. `ready` is false until what the last process left was found again."""
@@ -95,7 +105,10 @@ class DataPlane:
         async def noting(message: dict[str, Any]) -> None:
             nonlocal begun
             begun = True
-            await send(message)
+            # The server library's connection is not usable any more when a send is cancelled half way: the end of the lease
+            # is met between two of them.
+            with trio.CancelScope(shield=True):
+                await send(message)
 
         try:
             await self._request(scope, headers, body, noting)
@@ -115,6 +128,8 @@ class DataPlane:
             status, code, message = dataplane.STATUS[refused.call_code], refused.call_code, refused.message
         if begun:
             return  # an answer that stops short of its length says that it is not whole
+        if code is not CallCode.LEASE_ENDED:
+            await body.drain()
         if not body.read and scope.get("http_version", "").startswith("1"):
             head.append((b"connection", b"close"))  # what is left of the body is not waited for
         await _answer(send, status, {"error": message, "code": code.value}, head)

@@ -294,6 +294,7 @@ class Site:
     clock: "Wall"
     port: int
     reporter: Quiet
+    ready: bool = True  # of the data plane
     _tokens: int = 0
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -448,7 +449,7 @@ async def open_site(root: Path, *, grace_s: float = 4.0) -> AsyncIterator[Site]:
                 clock_ms=wall,
             )
             live = LiveApplication(application, parts.live(control))
-            data = DataPlane(parts.desk, parts.flights, store, parts.engine.taken_over.is_set)
+            data = DataPlane(parts.desk, parts.flights, store, lambda: made[0].ready)
             gateway = Gateway(
                 live, control, credential="c" * 64, loopback_only=True, ready=lambda: True, data=data
             )
@@ -458,11 +459,12 @@ async def open_site(root: Path, *, grace_s: float = 4.0) -> AsyncIterator[Site]:
             nursery.start_soon(control.watch_tokens)
             access = LoopbackAccess(parts.desk, parts.flights, store)
             limits = httpx.Limits(max_connections=200)
+            made: list[Site] = []
             async with httpx.AsyncClient(
                 base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits
             ) as http:
-                with trio.fail_after(30):
-                    yield Site(
+                made.append(
+                    Site(
                         root,
                         store,
                         parts,
@@ -476,6 +478,9 @@ async def open_site(root: Path, *, grace_s: float = 4.0) -> AsyncIterator[Site]:
                         port,
                         reporter,
                     )
+                )
+                with trio.fail_after(30):
+                    yield made[0]
             nursery.cancel_scope.cancel()
     finally:
         store.close()
