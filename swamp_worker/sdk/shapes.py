@@ -44,8 +44,8 @@ def about(
     name: str = "",
     **keywords: Any,
 ) -> dict[str, Any]:
-    """Metadata of an attrs field: what it is, whether its value is masked wherever it would be shown, whether it
-    names a model whose data the method may read then, what it is called in JSON, and JSON Schema keywords (`minItems=1`, `pattern="^[a-z]+$"`).
+    """Metadata of an attrs field: what it is, whether its value is masked wherever it would be shown, whether it names a model whose
+    data the method may read then, what it is called in JSON, and JSON Schema keywords (`minItems=1`, `pattern="^[a-z]+$"`).
     """
     unknown = sorted(set(keywords) - CHECKED)
     if unknown:
