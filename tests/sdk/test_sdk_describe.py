@@ -117,6 +117,24 @@ def test_a_type_says_everything_about_itself(tmp_path: Path) -> None:
     assert kind["reports"]["summary"]["labels"] == ["people"]
 
 
+def test_a_folder_with_an_init_file_is_a_package(tmp_path: Path) -> None:
+    (tmp_path / "shapes.py").write_text("import attrs\n\n@attrs.frozen\nclass Mark:\n    n: int\n")
+    (tmp_path / "__init__.py").write_text(
+        "from swamp_worker.sdk import PlainContext, method, model, resource\n"
+        "from .shapes import Mark\n\n"
+        '@model("@example/marks", version="2026.02.09.1")\n'
+        "class Marks:\n"
+        '    """Marks."""\n'
+        '    mark = resource(Mark, "one")\n'
+        "    @method\n"
+        "    def go(self, context: PlainContext[None]) -> None:\n"
+        "        pass\n"
+    )
+    found = described(tmp_path)
+    assert found["problems"] == []
+    assert [one["entry"] for one in found["types"]] == ["__init__.py:Marks"]
+
+
 def test_a_package_imports_its_own_modules(tmp_path: Path) -> None:
     package = tmp_path / "park"
     package.mkdir()

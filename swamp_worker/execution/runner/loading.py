@@ -2,18 +2,23 @@
 
 An entry is `inventory.py:Inventory` or `inventory/types.py:Inventory`: a file below the root, and a class in it. The root is
 first on `sys.path`, so that a package imports its own modules by their names. A module that would hide one of Python's or
-ours is refused: whoever imports that one later would get the extension instead.
+ours is refused: whoever imports that one later would get the extension instead. An `__init__.py` at the root makes the unit a
+package, `unit`: it is one whose name nobody need know, since a bundle does not say what its folder was called.
 """
 
 import importlib
 import re
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, Final
 
 from swamp_worker.sdk.declarations import declared
 from swamp_worker.sdk.errors import DeclarationError
+
+UNIT: Final = "unit"
+"""The package that a root with an `__init__.py` is."""
 
 _PART: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TAKEN: Final = frozenset(
@@ -36,7 +41,7 @@ def module_name(file: str) -> str:
         )
     if parts[-1] == "__init__":
         parts.pop()
-    return ".".join(parts)
+    return ".".join(parts) or UNIT
 
 
 def load(root: Path, file: str, more: tuple[str, ...] = ()) -> ModuleType:
@@ -53,7 +58,23 @@ def load(root: Path, file: str, more: tuple[str, ...] = ()) -> ModuleType:
             raise DeclarationError(
                 f"{file}: a module named {top!r} is there already; call yours something else"
             )
-    return importlib.import_module(name)
+    return _unit(root) if name == UNIT and file == "__init__.py" else importlib.import_module(name)
+
+
+def _unit(root: Path) -> ModuleType:
+    """The root itself as a package."""
+    known = sys.modules.get(UNIT)
+    if known is not None:
+        return known
+    spec = spec_from_file_location(UNIT, root / "__init__.py", submodule_search_locations=[str(root)])
+    assert spec is not None and spec.loader is not None
+    made = sys.modules[UNIT] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[UNIT]
+        raise
+    return made
 
 
 def _is_below(module: ModuleType, root: Path) -> bool:
