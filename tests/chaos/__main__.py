@@ -209,12 +209,20 @@ class Chaos:
             for lease in leases
             if lease["state"] == "completed"
         }
+        notes: dict[str, set[tuple[int, int]]] = {}
+        predicate = 'modelType == "@chaos/writer" && specName == "note" && version > 0'
+        for name, fence, number in self._query(predicate, "[name, attributes.fence, attributes.number]"):
+            notes.setdefault(name, set()).add((fence, number))
+        self.counts["writes of running code"] = sum(map(len, notes.values()))
         known = {run: document for run, document in runs.items() if document is not None}
-        found += judge(self.people.told, known, leases, logs, self.people.witness)
+        found += judge(self.people.told, known, leases, logs, notes, self.people.witness)
         self.counts["runs"] = len(known)
         self.counts["dispatches"] = len(leases)
         for status, times in Counter(document["status"] for document in known.values()).items():
             self.counts[f"runs {status}"] = times
+        errors = Counter(str(document["error"])[:110] for document in known.values() if document.get("error"))
+        for error, times in errors.most_common(12):
+            print(f"{times:7d}  run ended: {error}")
         for reason, times in Counter(lease.get("reason", lease["state"]) for lease in leases).items():
             self.counts[f"ended {reason}"] = times
         return found
@@ -225,9 +233,11 @@ class Chaos:
         return len(workers) == len(WORKERS) and all(one["status"] == "idle" for one in workers)
 
     def _leases(self) -> list[dict[str, Any]]:
-        predicate = 'modelType == "swamp/step-lease" && attributes.state != ""'
-        answer = self.people.ask("data.query", predicate=predicate, select="attributes", limit=1_000_000)
-        assert answer is not None
+        return self._query('modelType == "swamp/step-lease" && attributes.state != ""', "attributes")
+
+    def _query(self, predicate: str, select: str) -> list[Any]:
+        answer = self.people.ask("data.query", predicate=predicate, select=select, limit=1_000_000)
+        assert answer is not None, predicate
         return list(answer["results"])
 
     def said_wrong(self) -> list[str]:

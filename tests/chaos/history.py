@@ -12,6 +12,9 @@ from typing import Any
 import attrs
 from workload import LINES, MODEL_OF
 
+REASONS = ("write_then_drop", "onWorkerLost: fail", "has lost its holder")
+"""Why a run of this work may fail."""
+
 
 @attrs.frozen
 class Witness:
@@ -20,21 +23,24 @@ class Witness:
     begun: tuple[tuple[int, str], ...]
     ended: tuple[int, ...]
     overlaps: tuple[int, ...]
+    wrote: tuple[tuple[int, int], ...]  # fence, number: acknowledged to running code
     order: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> "Witness":
         lines = path.read_text().splitlines() if path.exists() else []
-        begun, ended, overlaps = [], [], []
+        begun, ended, overlaps, wrote = [], [], [], []
         for line in lines:
             word, fence, *rest = line.split()
             if word == "begin":
                 begun.append((int(fence), rest[0]))
             elif word == "end":
                 ended.append(int(fence))
+            elif word == "wrote":
+                wrote.append((int(fence), int(rest[0])))
             else:
                 overlaps.append(int(fence))
-        return cls(tuple(begun), tuple(ended), tuple(overlaps), tuple(lines))
+        return cls(tuple(begun), tuple(ended), tuple(overlaps), tuple(wrote), tuple(lines))
 
 
 @attrs.define
@@ -62,9 +68,11 @@ def judge(
     runs: Mapping[str, Mapping[str, Any]],
     leases: Sequence[Mapping[str, Any]],
     logs: Mapping[str, list[str]],
+    notes: Mapping[str, set[tuple[int, int]]],
     witness: Path,
 ) -> Iterator[str]:
-    """Every broken promise. `runs`: run documents; `leases`: the last version of every lease; `logs`: lines by dispatch."""
+    """Every broken promise. `runs`: run documents; `leases`: the last version of every lease; `logs`: lines by dispatch;
+    `notes`: fence and number of every version of a record that running code wrote, by the record's name."""
     yield from told.broken
     by_dispatch = {lease["dispatchId"]: lease for lease in leases}
     for lease in leases:
@@ -77,8 +85,9 @@ def judge(
         status, workflow = document["status"], document["workflowName"]
         if status == "running":
             yield f"run {run} of {workflow} never ended"
-        if "swamp itself failed" in str(document.get("error")):
-            yield f"run {run} of {workflow}: {document['error']}"
+        error = str(document.get("error"))
+        if status == "failed" and not any(reason in error for reason in REASONS):
+            yield f"run {run} of {workflow} failed for no reason that was made: {error}"
         if run in told.ended and told.ended[run] != status:
             yield f"a client was told that run {run} ended {told.ended[run]}; the store says {status}"
         if run in told.cancelled and status not in ("cancelled", "succeeded", "failed"):
@@ -86,6 +95,8 @@ def judge(
         for job in document["jobs"]:
             for step in job["steps"]:
                 yield from _step(run, workflow, step, by_dispatch, leases, logs, witness)
+                if workflow in ("writes", "rewrites") and step["name"] == "a":
+                    yield from _writes(run, workflow, step, leases, notes, witness)
 
 
 def _step(
@@ -122,7 +133,8 @@ def _step(
         if fences and max(fences) > fence:
             yield f"{where} ran again after it had succeeded under fence {fence}: {seen.order}"
         lines = [f"line {number}" for number in range(1, LINES[MODEL_OF[workflow, name]] + 1)]
-        if logs.get(dispatch) != lines:
+        # A type without an output `log` keeps no log.
+        if MODEL_OF[workflow, name] != "writer" and logs.get(dispatch) != lines:
             yield f"{where}: its log is not what it printed: {_difference(lines, logs.get(dispatch))}"
     elif completed:
         yield f"{where} is {step['status']}, and a lease of it completed"
@@ -131,6 +143,39 @@ def _step(
     lock = folder / f"{run}.{name}.lock"
     if lock.exists() and not is_free(lock):
         yield f"{where}: something of it still lives"
+
+
+def _writes(
+    run: str,
+    workflow: str,
+    step: Mapping[str, Any],
+    leases: Sequence[Mapping[str, Any]],
+    notes: Mapping[str, set[tuple[int, int]]],
+    folder: Path,
+) -> Iterator[str]:
+    """The write-then-fail rule, held against what running code was told."""
+    where = f"step {step['name']} of {workflow} {run}"
+    seen = Witness.read(folder / f"{run}.{step['name']}")
+    stored = notes.get(f"note-{run}-{step['name']}", set())
+    if not set(seen.wrote) <= stored:
+        yield f"{where}: writes {sorted(set(seen.wrote) - stored)} were acknowledged and are not there"
+    own = {
+        lease["fence"]: lease
+        for lease in leases
+        if (lease["runId"], lease["stepName"]) == (run, step["name"])
+    }
+    for fence in {fence for fence, _ in stored}:
+        if not own[fence]["hasWrites"]:
+            yield f"{where}: fence {fence} wrote, and its lease does not say so"
+        began_later = [later for later, _ in seen.begun if later > fence]
+        if workflow == "writes" and began_later:
+            yield f"{where} ran again under {began_later} after it had written under {fence}: {seen.order}"
+    for lease in own.values():
+        wrote = lease["fence"] in {fence for fence, _ in stored}
+        if (lease.get("reason") == "write_then_drop") and not wrote:
+            yield f"{where}: write_then_drop without a write: {lease}"
+        if lease.get("reason") == "drained" and lease["hasWrites"]:
+            yield f"{where}: a drain ended what had written: {lease}"
 
 
 def _difference(wanted: list[str], found: list[str] | None) -> str:
