@@ -30,6 +30,8 @@ STORIES: dict[int, str] = {
     "crash the lease was active again and the result gone (core/leases.py, `_returned`: a drop waits, too).",
     205296: "What was left of a finished step went away while the answer to its report was on its way: nobody told the "
     "orchestrator (shell/daemon.py, `_on_finish_reply`).",
+    1009350: "The first of a group was placed, the second moved to a queue of its own, and a step behind them waited for ever "
+    "although a slot was free (core/scheduler.py, `take_placements`).",
     85: "A run that began during the start of the orchestrator was taken over by that very start "
     "(engine/owners.py: a living owner is this process, too).",
 }
