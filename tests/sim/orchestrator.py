@@ -35,7 +35,7 @@ from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.core.scheduler import Demand
 from swamp_orch.engine import records
 from swamp_orch.engine.flights import Again, Gone, Reported, record_of
-from swamp_orch.engine.recovery import RUNNING
+from swamp_orch.engine.revival import OPEN_RUNS
 from swamp_orch.engine.steps import STATUS_OF, StepState
 from swamp_orch.store.bookkeeping import LEASES_ID, iso, lease_record
 from swamp_orch.store.interface import Batch, Comparison, NewRecord, Record, Selection, Term
@@ -835,7 +835,7 @@ class Orchestrator:
             if state.name not in self.connected:
                 self._worker_is(attrs.evolve(state, connected=False), self.loop.now)
         held = []
-        for record in list(self.store.select(Selection(RUNNING))):
+        for record in list(self.store.select(Selection(OPEN_RUNS))):
             if record.model_id not in self.runs:  # one that began meanwhile has a living owner
                 held += self._take_over(record)
         self.reconciled = True
