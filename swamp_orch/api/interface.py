@@ -66,6 +66,7 @@ _CALLS = (
     _call("worker.list", "workers", all="boolean?"),
     _call("worker.queue", "waiting steps and why", explain="boolean?"),
     _call("worker.drain", "drain or undrain a worker", role="admin", name="string", draining="boolean", reason="string?", whenSafe="boolean?"),
+    _call("worker.verify", "exercise every seam of a connected worker", role="admin", name="string", waitS="number?"),
     _call("worker.idle", "wait a moment until nothing of a worker is left", role="read", name="string"),
     # ── models ──────────────────────────────────────────────────────────────────────────────────────────────────────
     _call("model.create", "create a definition", role="admin", type="string", name="string", globalArguments="object?", arguments="object?"),

@@ -54,6 +54,7 @@ root: Final = Group(
                 "queue": _lazy("worker:queue", "List steps that wait for a worker."),
                 "drain": _lazy("worker:drain", "Give a worker nothing new."),
                 "undrain": _lazy("worker:undrain", "Give a drained worker work again."),
+                "verify": _lazy("worker:verify", "Exercise every seam of workers, end to end."),
                 "connect": _lazy("worker:connect", "Connect this machine as a worker."),
             },
         ),

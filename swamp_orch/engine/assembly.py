@@ -85,6 +85,7 @@ class LiveCalls:
                 "worker.list": self._workers,
                 "worker.drain": self._drain,
                 "worker.idle": self._idle,
+                "worker.verify": self._verify,
                 "token.revoke": lambda parameters: self._token("token.revoke", parameters),
                 "token.renew": lambda parameters: self._token("token.renew", parameters),
             }
@@ -152,6 +153,17 @@ class LiveCalls:
             "idle": not self._parts.flights.held_by(parameters["name"]),
             "draining": await self._desk.is_draining(parameters["name"]),
         }
+
+    async def _verify(self, parameters: Mapping[str, Any]) -> Any:
+        """One worker; waits for a slot and then for four short steps: well within what a client waits for an answer."""
+        from swamp_orch.engine.verification import WAIT_S, Verification
+
+        parts = self._parts
+        await parts.engine.taken_over.wait()
+        wait_s = float(parameters.get("waitS") or WAIT_S)
+        return await Verification(
+            parts.engine, parts.orders, parts.code.bundles, parameters["name"], wait_s
+        ).run()
 
     async def _token(self, name: str, parameters: Mapping[str, Any]) -> Any:
         assert self._desk is not None

@@ -78,7 +78,7 @@ class Engine:
         self._runs: dict[str, Run] = {}
         self._ended: OrderedDict[str, RunFeed] = OrderedDict()
         self._runs_max = concurrent_runs_max
-        self._owner = {"kind": "cli" if placing is None else "serve", **process_identity()}
+        self.owner = {"kind": "cli" if placing is None else "serve", **process_identity()}
         self._nursery: trio.Nursery
         self.serves = placing is not None
         self.children = ChildRuns(self, orders)
@@ -157,11 +157,11 @@ class Engine:
         return {"run.attach": self._attach}
 
     async def _workflow_run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        request = await trio.to_thread.run_sync(self._orders.workflow_request, parameters, self._owner)
+        request = await trio.to_thread.run_sync(self._orders.workflow_request, parameters, self.owner)
         return await self.start(request)
 
     async def _method_run(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        request = await trio.to_thread.run_sync(self._orders.method_request, parameters, self._owner)
+        request = await trio.to_thread.run_sync(self._orders.method_request, parameters, self.owner)
         try:
             return await self.start(request)
         except BaseException:
@@ -229,7 +229,7 @@ class Engine:
             return None
         if found.is_open:
             owner = found.attributes["owner"]
-            if is_alive(owner) and owner != self._owner:
+            if is_alive(owner) and owner != self.owner:
                 raise self._elsewhere(run_id)
             hidden = [key for key, value in found.attributes["inputs"].items() if value == "***"]
             if again is None or not hidden:
@@ -246,7 +246,7 @@ class Engine:
         :raises SwampError: it can not, or another process took it
         """
         request = await trio.to_thread.run_sync(
-            self._orders.recovered_request, found.id, found.attributes, self._owner, inputs or {}
+            self._orders.recovered_request, found.id, found.attributes, self.owner, inputs or {}
         )
         request = attrs.evolve(request, sensitive=sensitive)
         run = self._runs[request.id] = Run(self, self._orders, request)
@@ -372,17 +372,17 @@ class Engine:
         found = read_run(self.store, run_id)
         assert found is not None
         if found.is_open:
-            if is_alive(found.attributes["owner"]) and found.attributes["owner"] != self._owner:
+            if is_alive(found.attributes["owner"]) and found.attributes["owner"] != self.owner:
                 raise self._elsewhere(run_id)
             return found
         check_resumable(found)
         workflow = self._orders.recorded_workflow(found.attributes)
         given = parameters.get("inputs") or {}
         self._orders.recovered_request(
-            run_id, found.attributes, self._owner, given
+            run_id, found.attributes, self.owner, given
         )  # before anything is written
         anew = starts_anew(found, workflow, parameters.get("fromStep"))
-        reopen(self.store, found, anew, self._owner, self.clock_ms(), parameters.get("timeoutS"))
+        reopen(self.store, found, anew, self.owner, self.clock_ms(), parameters.get("timeoutS"))
         again = read_run(self.store, run_id)
         assert again is not None
         return again

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from swamp_orch.definitions.bundles import BundleFiles
 from swamp_orch.definitions.types import TypeRegistry
 from swamp_orch.engine.orders import Orders
 from swamp_orch.store.bookkeeping import WORKFLOW_RUN
@@ -27,6 +28,10 @@ class ExtensionCare:
         self._orders = orders
         self._store = store
         self._report = reporter
+
+    @property
+    def bundles(self) -> BundleFiles:
+        return self._extensions.bundles
 
     async def look(self) -> None:
         """Say what is wrong with extensions now; whenever somebody uses a type, what is wrong since."""

@@ -34,6 +34,7 @@ class MaskedLines:
 
     def __init__(self, mask: Mask, line_max: int = LINE_MAX) -> None:
         self._mask = mask
+        self.caught = 0  # lines in which there was something to mask
         self._full = line_max - _CHARACTER_MAX + 1  # bytes of a piece after which its line may go on
         self._waiting: deque[LogLine] = deque()  # the first is a full piece
         self._size = 0  # of what waits, in bytes at most
@@ -82,7 +83,9 @@ class MaskedLines:
     def _text(self, line: LogLine, goes_on: bool) -> str:
         part = self._parts.get(line.stream)
         if part is None and not goes_on:
-            return self._mask(line.text)
+            text = self._mask(line.text)
+            self.caught += text is not line.text and text != line.text
+            return text
         part = self._parts.setdefault(line.stream, self._mask.for_line())
         if goes_on:
             return part.feed(line.text)
@@ -110,6 +113,13 @@ class Ingress:
     """Of one flight."""
 
     mask: Mask = attrs.field(factory=Mask)
+    _lines: MaskedLines | None = None
+    _caught: int = 0  # errors and contents in which there was something to mask
+
+    @property
+    def caught(self) -> int:
+        """How often the holder said a secret that it should have masked."""
+        return self._caught + (0 if self._lines is None else self._lines.caught)
 
     def learn(self, secrets: Iterable[str]) -> None:
         """The step is about to be told these."""
@@ -117,7 +127,8 @@ class Ingress:
 
     def lines(self) -> MaskedLines:
         """For the lines of the flight."""
-        return MaskedLines(self.mask)
+        self._lines = MaskedLines(self.mask)
+        return self._lines
 
     def finished(self, finished: Finished) -> Finished:
         """An end with its error masked. Outputs with a secret in their name are not among its outputs, and it failed because of them. What
@@ -133,7 +144,9 @@ class Ingress:
         error, outcome = finished.error, finished.outcome
         if refused and outcome is Outcome.SUCCEEDED:
             error, outcome = f"{refused} output(s) with a secret in their name were refused", Outcome.FAILED
-        error = None if error is None else self.mask(error)
+        masked = None if error is None else self.mask(error)
+        self._caught += masked != error
+        error = masked
         return attrs.evolve(finished, outcome=outcome, error=error, outputs=tuple(kept))
 
     def record(self, output: Output) -> Output:
@@ -160,4 +173,5 @@ class Ingress:
         content = self.mask.content(_type_of(output), output.content)
         if content is output.content:
             return output
+        self._caught += 1
         return attrs.evolve(output, content=content, sha256=sha256(content).hexdigest(), size=len(content))

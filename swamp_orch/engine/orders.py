@@ -214,6 +214,16 @@ class _Method:
     plain: _Plain | None
 
 
+@attrs.frozen
+class Lent:
+    """A definition that is no file, for one run: its type, and what its steps are given beside the usual."""
+
+    definition: ModelDefinition
+    type: ModelType
+    environment: Mapping[str, str] = attrs.field(repr=False, factory=dict)
+    read_secret: ReadSecret | None = attrs.field(repr=False, default=None)
+
+
 class Orders:
     """Makes run requests from calls, and orders from steps."""
 
@@ -238,6 +248,7 @@ class Orders:
             name: value for name, value in os.environ.items() if not name.upper().startswith("SWAMP_")
         }
         self._methods: dict[tuple[str, str, str], _Method] = {}  # (run, model, method)
+        self._lent: dict[tuple[str, str], Lent] = {}  # (run, model)
         self._fixed: dict[tuple[str, str], ModelType] = {}  # (run, type); extensions only
         self._recorded: dict[tuple[str, str], str] = {}  # (run, type) -> bundle, of runs that were taken over
 
@@ -365,9 +376,15 @@ class Orders:
         """The run is over: its definitions are not needed any more."""
         for key in [key for key in self._methods if key[0] == run_id]:
             del self._methods[key]
+        for lent in [lent for lent in self._lent if lent[0] == run_id]:
+            del self._lent[lent]
         for kept in (self._fixed, self._recorded):
             for fixed in [fixed for fixed in kept if fixed[0] == run_id]:
                 del kept[fixed]
+
+    def lend(self, run_id: str, lent: Lent) -> None:
+        """A run may use this definition, until it is over."""
+        self._lent[run_id, lent.definition.name] = lent
 
     # ── code ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def fix(self, run_id: str, definition: ModelDefinition) -> None:
@@ -574,6 +591,8 @@ class Orders:
     ) -> Order:
         workflow, definition, model_type = run.request.workflow, method.definition, method.type
         state.bundle = model_type.bundle
+        lent = self._lent.get((run.id, definition.name))
+        more = {} if lent is None else lent.environment
         return Order(
             place=Place(run.id, workflow.name, workflow.id, state.key.job, state.key.step),
             model=definition,
@@ -587,8 +606,8 @@ class Orders:
             placement=placement,
             timeout_s=state.step.timeout_s,
             on_worker_lost=state.step.on_worker_lost,
-            environment=self._environment,
-            read_secret=self._secret,
+            environment={**self._environment, **more} if more else self._environment,
+            read_secret=(None if lent is None else lent.read_secret) or self._secret,
             sensitive=values.sensitive,
         )
 
@@ -633,8 +652,9 @@ class Orders:
         key = (run_id, model, method)
         found = self._methods.get(key)
         if found is None:
-            definition = self._models.find(model)
-            model_type = self._type_of(run_id, definition)
+            lent = self._lent.get((run_id, model))
+            definition = self._models.find(model) if lent is None else lent.definition
+            model_type = self._type_of(run_id, definition) if lent is None else lent.type
             spec = self._types.method(model_type, method)
             found = self._methods[key] = _Method(definition, model_type, spec, None)
         return found

@@ -170,6 +170,14 @@ class StepState:
         return found
 
 
+_UNMASKED: Final = "said a secret of the step unmasked"
+
+
+def unmasked(warning: str) -> bool:
+    """Whether a run's warning says that an executor did not mask."""
+    return _UNMASKED in warning
+
+
 @attrs.define(eq=False)
 class _Granting:
     """A grant on its way to the disk."""
@@ -285,7 +293,7 @@ class StepWork:
             self._flight = None
             if not self._granted or (slot.worker is None and not flight.stuck):
                 slot.release()
-            parts.flights.close(flight)
+            self._close(flight)
         if isinstance(again, _Later):
             with self._wait():
                 await trio.sleep(again.after_s)
@@ -353,7 +361,7 @@ class StepWork:
             return await self._until_ended(order, flight, here=flight.slot.worker is None)
         finally:
             self._flight = None
-            self._parts.flights.close(flight)
+            self._close(flight)
 
     async def _until_ended(self, order: Order, flight: Flight, *, here: bool) -> "Again | _Later | None":
         """Execute here, or follow the worker, to an end that is durable."""
@@ -469,6 +477,14 @@ class StepWork:
         )
         state.records = (*flight.written, *_described(made, done.records))
         flight.spool.remove()
+
+    def _close(self, flight: Flight) -> None:
+        if flight.ingress.caught:
+            where = "this orchestrator" if flight.slot.worker is None else f"worker {flight.slot.worker}"
+            self._run.warn(
+                f"{where} {_UNMASKED} {flight.ingress.caught} times; it was masked here", self._state
+            )
+        self._parts.flights.close(flight)
 
     def _unreadable(self, reference: SecretRef, error: SwampError) -> None:
         text = f"secret {reference.key!r} of vault {reference.vault!r} can not be read again ({error}): what the step prints is masked by"

@@ -13,7 +13,7 @@ from swamp_worker.models.shell import SHELL
 from swamp_worker.sdk.declarations import declared
 
 
-def _own(cls: type[Any]) -> ModelType:
+def own_type(cls: type[Any]) -> ModelType:
     """A type that comes with swamp and is written with the SDK: it has an entry and no bundle."""
     said = declared(cls)
     assert said is not None
@@ -21,6 +21,6 @@ def _own(cls: type[Any]) -> ModelType:
 
 
 BUILT_IN: Final[Mapping[str, ModelType]] = {
-    model_type.name: model_type for model_type in (SHELL, *map(_own, (HttpRequest, FileWrite, FileRead)))
+    model_type.name: model_type for model_type in (SHELL, *map(own_type, (HttpRequest, FileWrite, FileRead)))
 }
 """Every type that needs no extension, by name."""

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "run-attach",
     "worker-drain",
     "worker-undrain",
+    "worker-verify",
 }
 """Commands that need an orchestrator, or are one: held to their schema where they are tested."""
 

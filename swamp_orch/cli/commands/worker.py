@@ -1,11 +1,11 @@
 """`swamp worker`: enrollment tokens, the pool, the queue. `connect` itself is the worker package's."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from swamp_orch.cli import console
-from swamp_orch.cli.durations import lifetime_ms
+from swamp_orch.cli.durations import lifetime_ms, seconds
 from swamp_orch.cli.groups import Command, argument, command, option
 from swamp_orch.cli.invocation import Invocation
 from swamp_proto.errors import OperationFailed, UsageError
@@ -247,6 +247,85 @@ def _places(steps: list[dict[str, Any]]) -> str:
 @command("undrain", argument("name", kind="worker"), help="Give a drained worker work again.")
 def undrain(invocation: Invocation, name: str) -> None:
     _draining(invocation, name, False, None)
+
+
+@command(
+    "verify",
+    argument("name", kind="worker", required=False),
+    option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Only workers with this label; repeatable.",
+    ),
+    option(
+        "--wait",
+        metavar="DURATION",
+        help="How long a busy worker may take to have a free slot. Default: 30s, at most 2m.",
+    ),
+    help="Exercise every seam of connected workers, end to end: pass or fail for each.",
+)
+def verify(invocation: Invocation, name: str | None, labels: tuple[str, ...], wait: str | None) -> None:
+    wait_s = None if wait is None else seconds(wait, "--wait")
+    if wait_s is not None and wait_s > VERIFY_WAIT_S_MAX:
+        raise UsageError(f'Invalid --wait value "{wait}": at most {VERIFY_WAIT_S_MAX:g} seconds')
+    if name is None:
+        wanted = dict(_label(text) for text in labels)
+        connected = invocation.call("worker.list")["workers"]
+        names = [
+            one["name"]
+            for one in connected
+            if one["status"] != "disconnected" and wanted.items() <= one["labels"].items()
+        ]
+        if not names:
+            which = " with these labels" if wanted else ""
+            raise OperationFailed(
+                f"no worker{which} is connected: nothing was verified", hint="swamp worker list --all"
+            )
+    elif labels:
+        raise UsageError("give a NAME or --label, not both")
+    else:
+        names = [name]
+    found: list[dict[str, Any]] = []
+    for each in names:
+        found.append(invocation.call("worker.verify", name=each, waitS=wait_s))
+        if not invocation.json:
+            _tell_verified(invocation, found[-1])
+    passed = sum(one["status"] == "pass" for one in found)
+    if invocation.json:
+        invocation.document(
+            {"workers": found, "total": len(found), "passed": passed, "failed": len(found) - passed}
+        )
+    elif passed == len(found):
+        print(f"All {len(found)} worker(s) passed.")
+    if passed < len(found):
+        raise OperationFailed(
+            f"{len(found) - passed} of {len(found)} worker(s) did not pass", code="verification_failed"
+        )
+
+
+VERIFY_WAIT_S_MAX: Final = 120.0
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f"Invalid label '{text}' — expected the form key=value")
+    return key, value
+
+
+def _tell_verified(invocation: Invocation, found: dict[str, Any]) -> None:
+    waited = f", waited {found['waitedMs'] / 1000:.1f} s for a free slot" if found["waitedMs"] >= 1000 else ""
+    print(f"{found['name']} ({found['platform']}/{found['arch']}{waited})")
+    if found["status"] == "busy":
+        print(f"  {console.paint('!', 'yellow', invocation.color)} {found['detail']}", flush=True)
+        return
+    marks = {"pass": ("✓", "green"), "fail": ("✗", "red"), "skipped": ("-", "dim")}
+    for seam in found["seams"]:
+        mark = console.paint(*marks[seam["status"]], invocation.color)
+        detail = f": {seam['detail']}" if "detail" in seam else ""
+        print(f"  {mark} {seam['seam']}{detail}", flush=True)
 
 
 def __getattr__(name: str) -> Any:
