@@ -4,10 +4,10 @@ the orchestrator again on what comes in.
 Rules that hold here:
 
 - Looked for are every line of a value and its spellings: JSON-escaped (also as encoders for HTML do it, and twice), URL-encoded
-  (each common set of unreserved characters, both cases), quoted for a shell, escaped for XML, and base64 (standard and URL-safe, at
-  each of the three alignments inside a longer encoded text without the characters that depend on the neighbours, and wrapped at
-  64 or 76 columns). The whole of a value of several lines needs no form of its own in plain text, since each line is masked; in
-  its encodings it has one. Longest first, so that a secret which contains another one is masked whole.
+  (each common set of unreserved characters, both cases), quoted for a shell or as Python does it, escaped for XML, and base64
+  (standard and URL-safe, at each of the three alignments inside a longer encoded text without the characters that depend on the
+  neighbours, and wrapped at 64 or 76 columns). The whole of a value of several lines needs no form of its own in plain text,
+  since each line is masked; in its encodings it has one. Longest first, so that a secret which contains another one is masked whole.
 - Values shorter than `SECRET_LENGTH_MIN` are not looked for: masking every `a` hides nothing and destroys the output. Who made
   the dispatch is told (`Mask.too_short`).
 - Text that comes in pieces is masked as if it had come whole: a piece is only let go when no secret can start in it and end in
@@ -251,6 +251,7 @@ def _forms(secret: str) -> set[str]:
         raw = spelling.encode("utf-8", "surrogatepass")
         forms.add(spelling)
         forms.update(_json_forms(spelling))
+        forms |= {repr(spelling)[1:-1], ascii(spelling)[1:-1], repr(raw)[2:-1]}
         forms.update(_url_forms(raw))
         forms.update(_base64_forms(raw))
         if spelling in whole:

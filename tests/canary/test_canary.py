@@ -99,6 +99,99 @@ def test_a_secret_that_is_shouted_is_read_nowhere(site: Site) -> None:
     assert places(site) == []
 
 
+PYTHON = """
+import base64
+import json
+
+import attrs
+from swamp_worker.sdk import CallFailed, Context, Findings, Report, about, file, method, model, report, resource
+
+
+@attrs.frozen
+class Shout:
+    password: str = attrs.field(metadata=about("Masked", sensitive=True))
+
+
+@attrs.frozen
+class Told:
+    text: str
+    of: dict[str, str]
+
+
+@model("@canary/shouter", version="2026.11.21.1", secrets=["sandbox-vault/*"], arguments=Shout)
+class Shouter:
+    told = resource(Told)
+    paper = file("text/plain")
+    large = file("application/json")
+
+    @method
+    async def shout(self, context: Context, arguments: Shout) -> None:
+        values = [arguments.password, context.global_arguments.password]
+        for key in NAMES:
+            values.append(await context.secret("sandbox-vault", key))
+        for value in values:
+            print("whole:", value, repr(value), json.dumps(value), base64.b64encode(value.encode()).decode())
+            context.log("a word", value=value)
+            await context.write_resource(self.told, Told(value, {value: value}), "told", tags={"of": value.split("\\n")[0]})
+            try:
+                await context.write_resource(self.told, Told("", {}), f"of {value}"[:200])
+            except CallFailed as error:
+                print("refused", error)
+            await context.query(f"attributes.text == {json.dumps(value)}")
+        async with context.open_file(self.paper) as paper:
+            for value in values:
+                await paper.write("x" * 400_000 + value)
+        async with context.open_file(self.large) as large:
+            await large.write(json.dumps(values) + " " * 10)
+        await context.put_secret("sandbox-vault", "plain", values[2])
+        raise ValueError(f"not with {values}")
+
+    @report
+    async def summary(self, context: Context, findings: Findings) -> Report:
+        secret = await context.secret("sandbox-vault", "special")
+        return Report(f"# it was {secret}: {findings.error}", {"it": secret, secret: findings.error})
+"""
+
+
+def test_a_python_step_that_shouts_is_read_nowhere(site: Site) -> None:
+    declared = ", ".join(f'"sandbox-vault/{name}"' for name in SECRETS)
+    text = PYTHON.replace('"sandbox-vault/*"', declared).replace(
+        "NAMES", repr(["plain", *(name for name in SECRETS if name != "plain")])
+    )
+    (site.root / "extensions" / "models" / "shouter.py").write_text(text)
+    folder = site.root / "models" / "@canary" / "shouter"
+    folder.mkdir(parents=True)
+    document = {
+        "type": "@canary/shouter", "id": "c0000000-0000-4000-8000-00000000000c", "name": "shouter", "version": 1,
+        "globalArguments": {"password": reference("base64ish")},
+        "methods": {"shout": {"arguments": {"password": reference("special")}}},
+    }  # fmt: skip
+    (folder / "shouter.yaml").write_text(json.dumps(document))
+    steps = [step(where, "shouter", allowFailure=True, **placement) for where, placement in PLACES.items()]
+    for one in steps:
+        one["task"]["methodName"] = "shout"
+    site.workflow("shouter", *steps)
+    done = site.ok("workflow", "run", "shouter", "--json")
+    ends = [event for event in done.events if event["kind"] == "step_ended"]
+    assert all(event["error"].startswith("ValueError: not with ['***', '***', '***'") for event in ends), ends
+    assert (
+        sum(
+            event["kind"] == "step_output" and "refused the name of a record holds a secret" in event["line"]
+            for event in done.events
+        )
+        >= 8
+    )
+    for argv in (
+        ("data", "query", "version > 0", "--json"),
+        ("data", "query", 'modelType == "swamp/access"', "--json"),
+        ("data", "export", "shouter", "paper"),
+        ("data", "export", "shouter", "large"),
+        ("workflow", "history", "get", done.events[0]["runId"], "--json"),
+    ):
+        site.ok(*argv)
+    assert places(site) == []
+
+
 def test_nothing_shows_it_while_the_step_runs(site: Site) -> None:
     """All at once, in running steps on both sides: command lines, environments of others, files."""
     gate = site.folder / "gate"

@@ -54,6 +54,9 @@ SPELLINGS = {
     "base64, url-safe": lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
     "xml": html.escape,
     "xml text": lambda text: html.escape(text, quote=False),
+    "python": lambda text: repr(text)[1:-1],
+    "python, in ASCII": lambda text: ascii(text)[1:-1],
+    "python, bytes": lambda text: repr(text.encode())[2:-1],
     "shell": lambda text: shlex.quote(text)[1:-1],
     "shell, as bash": lambda text: text.replace("'", "'\\''"),
 }  # fmt: skip
