@@ -196,7 +196,8 @@ class Producer:
 def output_records(
     producer: Producer, finished: Finished, log: Content, contents: Sequence[Content]
 ) -> tuple[NewRecord, ...]:
-    """The records of one completion: its outputs (`contents[i]` holds `finished.outputs[i]`), then its log."""
+    """The records of one completion: its outputs (`contents[i]` holds `finished.outputs[i]`), then its log; a type that does not
+    declare one has it when there is something in it."""
     outcome = "" if finished.outcome is Outcome.SUCCEEDED else finished.outcome.value
     found = [
         producer.record(
@@ -210,7 +211,7 @@ def output_records(
         )
         for output, content in zip(finished.outputs, contents, strict=True)
     ]
-    if "log" in producer.model_type.outputs:
+    if "log" in producer.model_type.outputs or log.size:  # what any method printed is kept
         found.append(producer.record("log", "log", "file", "text/plain", log, outcome=outcome))
     return tuple(found)
 

@@ -84,9 +84,9 @@ def declared(model_type: ModelType, output: Output) -> OutputSpec:
         )
     if output.kind != spec.kind:
         raise _invalid(output, f"output {output.spec!r} is a {spec.kind}, not a {output.kind or 'nothing'}")
-    if output.spec == LOG:
-        raise _invalid(output, "the log is made from what the step prints")
     name = output.name
+    if LOG in (output.spec, name):
+        raise _invalid(output, "the record 'log' is made from what the step prints")
     if not name or len(name) > RECORD_NAME_MAX or not name.isprintable() or name != name.strip():
         raise _invalid(
             output,

@@ -379,6 +379,10 @@ def _members(
         if isinstance(value, Spec):
             if _SPEC_NAME.fullmatch(value.name) is None:
                 raise DeclarationError(f"{value.name!r} is no name of an output", line)
+            if value.name == "log":
+                raise DeclarationError(
+                    "an output can not be named 'log': that is what the method prints", line
+                )
             if value.name in outputs:
                 raise DeclarationError(f"the output {value.name!r} is declared twice", line)
             outputs[value.name] = value

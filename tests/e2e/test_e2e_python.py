@@ -172,6 +172,8 @@ def test_the_same_records_locally_and_on_a_worker(site: Site) -> None:
         assert end["status"] == "succeeded", end
         assert end["worker"] == (None if where == "here" else "w")
         lines[where] = [event["line"] for event in events if event["kind"] == "step_output"]
+        log = site.json("data", "get", f"probe-{where}", "log")
+        assert log["content"].splitlines() == lines[where]  # what a method printed is kept
         kept[where] = {}
         for name in ("a", "b", "listing"):
             got = site.json("data", "get", f"probe-{where}", name)
