@@ -75,14 +75,16 @@ class Fleet:
             time.sleep(0.02)
         return process
 
-    def chain(self, name: str, steps: int, target: str) -> None:
+    def chain(self, name: str, steps: int, target: str, model: str = "noop", method: str = "execute") -> None:
         """`steps` no-op steps, one after the other, on one worker."""
         lines = [f"name: {name}", "jobs:", "  - name: build", "    steps:"]
         for number in range(steps):
             lines += [f"      - name: s{number}", f"        target: {target}"]
             if number:
                 lines.append(f"        dependsOn: [s{number - 1}]")
-            lines.append("        task: {type: model_method, modelIdOrName: noop, methodName: execute}")
+            lines.append(
+                f"        task: {{type: model_method, modelIdOrName: {model}, methodName: {method}}}"
+            )
         self.session.call("workflow.create", name=name, text="\n".join([*lines, "version: 1", ""]))
 
     def many(self, name: str, target: str) -> None:
