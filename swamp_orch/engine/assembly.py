@@ -248,6 +248,7 @@ async def assemble(
         )
         desk.children, engine.children.marks = engine.children, desk.mark_written
         flights.before_write = engine.children.mark_ancestors
+        flights.expire_due = TokenService(repository, store, application.vaults, clock=clock_ms).expire_due
         dispatches = WorkerDispatches(flights, placing, desk, reporter) if placing is not None else None
         async with loop_commits(store), trio.open_nursery() as nursery:
             await nursery.start(flights.watch)

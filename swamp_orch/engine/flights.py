@@ -40,6 +40,7 @@ from swamp_orch.core.lease_values import (
     RequeueStep,
     SlotStuck,
 )
+from swamp_orch.core.tokens import mint_over
 from swamp_orch.engine.admissions import Admissions, lease_ended
 from swamp_orch.engine.ingress import Ingress
 from swamp_orch.engine.logs import LogSpool
@@ -57,6 +58,7 @@ from swamp_orch.store.interface import (
     json_content,
 )
 from swamp_orch.store.trio_store import answer as answered
+from swamp_orch.tokens.records import read_token
 from swamp_proto.envelope import Request
 from swamp_proto.errors import Broken, Conflict, RefusalCode, Refused, SwampError
 from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT, CANCEL_TERM_S, STALL_S, STORE_RETRY_S, Tempo
@@ -249,6 +251,7 @@ class Flights:
         self._nursery: trio.Nursery
         self.lease_ended: Callable[[str], None] = lambda dispatch: None  # told of every end, at that instant
         self.before_write: Callable[[Flight, str], Awaitable[None]] = _nothing_above
+        self.expire_due: Callable[[], object] = lambda: None  # records the end of tokens whose life is over
         self._sooner = trio.Event()
         self._judged = trio.lowlevel.ParkingLot()
         self._told = trio.lowlevel.ParkingLot()  # something happened to a lease
@@ -599,16 +602,35 @@ class Flights:
 
     async def commit_write(self, flight: Flight, record: str, batch: Batch) -> Committed:
         """Commit what a dispatch writes, as `Admissions.commit` says; `record` names it for people."""
+        await self._token_lives(flight)
         named = flight.ingress.mask(record)
         await self.before_write(flight, named)
         return await self._admissions.commit(flight.dispatch, flight.message.fence, named, batch)
 
     async def commit_read(self, flight: Flight, batch: Batch) -> Committed:
         """Commit what is no write, under a lease that the store must find active. Raises `CallRefused` (`lease_ended`)."""
+        await self._token_lives(flight)
         while (lease := self._leases.admits(flight.dispatch, flight.message.fence)) is not None:
             done = await self._admissions.commit_read(lease, batch)
             if done is not None:
                 return done
+        raise lease_ended(flight.dispatch)
+
+    async def _token_lives(self, flight: Flight) -> None:
+        """The leases of a token that is over by the wall clock or in the store end at this instant, whoever else will see that; raises
+        `CallRefused` (`lease_ended`) then. An end that is seen first here is made durable."""
+        name, mint_id = flight.lease.token_name, flight.lease.mint_id
+        if not mint_id:
+            return  # the loopback's
+        token = await trio.to_thread.run_sync(read_token, self._store, name)
+        why = mint_over(token, mint_id, self._clock_ms())
+        if why is None:
+            return
+        try:
+            await trio.to_thread.run_sync(self.expire_due)
+        except SwampError as error:  # a full disk makes no token live longer
+            self._report.warning("the end of a token could not be recorded", error=str(error))
+        self.token_ended(mint_id, why)
         raise lease_ended(flight.dispatch)
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────
