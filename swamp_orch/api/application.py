@@ -115,9 +115,13 @@ class Application:
 
                 return DataService(self.repository, self.store).handlers()
             case "vault":
+                from swamp_orch.api.services.vault_audit import VaultAudit
                 from swamp_orch.api.services.vaults import VaultService
 
-                return VaultService(self.repository).handlers()
+                return {
+                    **VaultService(self.repository).handlers(),
+                    **VaultAudit(self.repository, self.store).handlers(),
+                }
             case "model" | "workflow":
                 from swamp_orch.api.services.approvals import ApprovalService
                 from swamp_orch.api.services.definitions import DefinitionService

@@ -57,6 +57,7 @@ _CALLS = (
     _call("vault.put", "store a secret", role="admin", vault="string", key="string", value="string", overwrite="boolean?"),
     _call("vault.read_secret", "a secret's value", role="admin", vault="string", key="string"),
     _call("vault.list_keys", "keys of a vault", vault="string?"),
+    _call("vault.audit", "which steps asked for which secret", role="admin", vault="string", key="string?", limit="integer?"),
     _call("vault.delete", "delete a secret", role="admin", vault="string", key="string"),
     # ── enrollment tokens and workers ───────────────────────────────────────────────────────────────────────────────
     _call("token.create", "mint an enrollment token", role="admin", name="string", durationMs="integer", vault="string?", maxEnrollments="any?"),

@@ -31,6 +31,7 @@ root: Final = Group(
                 "get": _lazy("vault:get", "Show a vault's configuration."),
                 "read-secret": _lazy("vault:read_secret", "Print a secret's value."),
                 "list-keys": _lazy("vault:list_keys", "List the keys of a vault."),
+                "audit": _lazy("vault:audit", "Show which steps asked for which secret, and when."),
                 "delete": _lazy("vault:delete", "Delete a secret."),
                 "search": _lazy("vault:search", "Find vaults."),
                 "list": _lazy("vault:list_vaults", "List vaults."),

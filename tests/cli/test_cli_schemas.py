@@ -94,6 +94,7 @@ LIFE: list[tuple[str, tuple[str, ...], int]] = [
     ("vault-get", ("vault", "get", "main"), 0),
     ("vault-read-secret", ("vault", "read-secret", "main", "key"), 0),
     ("vault-list-keys", ("vault", "list-keys", "main"), 0),
+    ("vault-audit", ("vault", "audit", "main"), 0),
     ("vault-search", ("vault", "search", "ma"), 0),
     ("vault-list", ("vault", "list"), 0),
     ("vault-delete", ("vault", "delete", "main", "key", "-y"), 0),

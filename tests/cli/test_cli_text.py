@@ -312,6 +312,31 @@ def test_vault_read_secret_prints_the_bare_value_on_a_pipe(swamp: Run) -> None:
     assert "deep" not in asked.out and asked.session.calls == []
 
 
+def test_vault_audit(swamp: Run) -> None:
+    read = {
+        "at": "2026-06-15T11:36:02.114Z", "secretKey": "api-key", "action": "read", "allowed": True, "count": 1,
+        "runId": "r1", "workflowName": "release", "jobName": "build", "stepName": "publish",
+        "modelName": "deploy", "methodName": "execute", "workerName": "build-node", "dispatchId": "d1",
+    }  # fmt: skip
+    no = {"action": "write", "allowed": False, "code": "forbidden", "reason": "not yours", "count": 3}
+    results = [read | no | {"workerName": None}, read]
+    found = {"vaultName": "main", "secretKey": None, "results": results, "limited": True}
+    ended = swamp("vault", "audit", "main", "--limit", "2", answers={"vault.audit": found})
+    assert ended.session.calls == [("vault.audit", {"vault": "main", "limit": 2})]
+    assert ended.out == (
+        "AT                        KEY      ACTION      STEP                       MODEL             WORKER      RUN\n"
+        "2026-06-15T11:36:02.114Z  api-key  refused ×3  release › build › publish  deploy → execute  -           r1\n"
+        "2026-06-15T11:36:02.114Z  api-key  read        release › build › publish  deploy → execute  build-node  r1\n"
+        "refused write of api-key: not yours\n"
+    )
+    assert "limit reached" in ended.err
+    none = found | {"results": [], "limited": False}
+    assert swamp("vault", "audit", "main", "--key", "k", answers={"vault.audit": none}).out == (
+        "No step has asked for secret k of vault main.\n"
+    )
+    assert swamp("vault", "audit", "main", "--limit", "0", answers={}).code == 2
+
+
 def test_model_create_sends_method_arguments(swamp: Run) -> None:
     made = {
         "name": "remote-echo",

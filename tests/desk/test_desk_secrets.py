@@ -6,16 +6,20 @@ from hashlib import sha256
 from pathlib import Path
 
 import attrs
+import jsonschema
 import pytest
 import trio
 from desk_site import IDS, SCOPE, Site, Step, Worker, ending, open_site, output, widened
 
+import swamp_orch.cli
 from swamp_orch.engine import recovery
 from swamp_proto.capabilities import CallRefused
+from swamp_proto.errors import NotFound, UsageError
 from swamp_proto.limits import MIB
 from swamp_proto.messages.capability import CallCode, Verb
 from swamp_proto.messages.dispatch import FinishNoted, Outcome, Output
 
+SCHEMAS = Path(swamp_orch.cli.__file__).parent / "schemas"
 SECRET = 'canary "42" of the desk'
 FORMS = (SECRET.encode(), json.dumps(SECRET)[1:-1].encode())
 
@@ -179,3 +183,44 @@ async def test_what_it_was_told_is_masked_after_a_restart(
         (row,) = (await site.over())["jobs"][0]["steps"]
         assert row["error"] == "not with ***"
         assert await kept(site) == []
+
+
+async def test_the_audit_tells_who_read_who_wrote_and_who_was_refused(site: Site, step: Step) -> None:
+    await site.live.call("vault.create", {"type": "local_encryption", "name": "open"})
+    await step.call(Verb.PUT_SECRET, vault="open", key="new", value=SECRET)
+    with pytest.raises(CallRefused):
+        await step.call(Verb.SECRET, vault="main", key="worker-token-x")
+    await site.parts.desk.flush()
+    found = await site.live.call("vault.audit", {"vault": "main"})
+    refused, read = found["results"]
+    assert (read["secretKey"], read["action"], read["allowed"]) == ("api", "read", True)
+    assert (read["workflowName"], read["jobName"], read["stepName"]) == ("w", "j", "s")
+    assert (read["modelName"], read["methodName"]) == ("writer", "work")
+    assert (read["dispatchId"], read["workerName"]) == (
+        step.dispatch.dispatch,
+        None if step.worker is None else "w1",
+    )
+    assert (refused["secretKey"], refused["allowed"], refused["code"]) == (
+        "worker-token-x",
+        False,
+        "forbidden",
+    )
+    assert "swamp's own" in refused["reason"]
+    (wrote,) = (await site.live.call("vault.audit", {"vault": "open", "key": "new"}))["results"]
+    assert (wrote["action"], wrote["allowed"]) == ("write", True)
+    newest = await site.live.call("vault.audit", {"vault": "main", "limit": 1})
+    assert (newest["results"], newest["limited"]) == ([refused], True)
+    jsonschema.validate(found, json.loads((SCHEMAS / "vault-audit.json").read_text()))
+    assert SECRET not in json.dumps(found)
+
+
+async def test_the_audit_of_what_is_not_there_is_an_error_and_of_what_is_gone_is_not(
+    site: Site, step: Step
+) -> None:
+    with pytest.raises(NotFound, match="Vault 'nix' not found"):
+        await site.live.call("vault.audit", {"vault": "nix"})
+    for limit in (0, -1, 10_001):
+        with pytest.raises(UsageError, match="limit must be"):
+            await site.live.call("vault.audit", {"vault": "main", "limit": limit})
+    (site.root / "vaults" / "local_encryption" / "main.yaml").unlink()
+    assert len((await site.live.call("vault.audit", {"vault": "main"}))["results"]) == 1

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from swamp_orch.cli import console
 from swamp_orch.cli.groups import argument, command, option, yes_option
@@ -102,6 +104,50 @@ def list_keys(invocation: Invocation, vault: str | None) -> None:
     keys = found["secretKeys"]
     print(f"Vault {found['vaultName']} ({found['vaultType']}): {len(keys)} key(s)")
     invocation.lines(*(f"  - {key}" for key in keys))
+
+
+@command(
+    "audit",
+    argument("vault", kind="vault"),
+    option("--key", metavar="KEY", help="Of this secret only."),
+    option("--limit", type=int, metavar="N", help="At most this many, newest first (default 100)."),
+    help="Show which steps read or wrote a vault's secrets, or were refused, and when; newest first.",
+)
+def audit(invocation: Invocation, vault: str, key: str | None, limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be positive (got {limit})")
+    found = invocation.call("vault.audit", vault=vault, key=key, limit=limit)
+    if invocation.json:
+        invocation.document(found)
+        return
+    results = found["results"]
+    if not results:
+        what = f"secret {key} of vault {vault}" if key is not None else f"secrets of vault {vault}"
+        invocation.lines(f"No step has asked for {what}.")
+        return
+    heads = ("AT", "KEY", "ACTION", "STEP", "MODEL", "WORKER", "RUN")
+    rows = [_audit_row(one) for one in results]
+    invocation.lines(*console.table(heads, rows, color=invocation.color, styled={2: {"refused": "red"}}))
+    for one in results:
+        if not one["allowed"]:
+            invocation.lines(
+                f"refused {one['action']} of {one['secretKey']}: {one.get('reason', one['code'])}"
+            )
+    if found["limited"]:
+        invocation.note(f"Showing {len(results)} results (limit reached)")
+
+
+def _audit_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    action = one["action"] if one["allowed"] else "refused"
+    return (
+        one["at"],
+        one["secretKey"],
+        action if one["count"] == 1 else f"{action} ×{one['count']}",
+        f"{one['workflowName']} › {one['jobName']} › {one['stepName']}",
+        f"{one['modelName']} → {one['methodName']}",
+        one["workerName"] or "-",
+        one["runId"],
+    )
 
 
 @command(
