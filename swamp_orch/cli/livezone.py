@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterable
 from typing import Final, TextIO
 
-from swamp_orch.cli.console import age, paint, width
+from swamp_orch.cli.console import age, paint, size, width
 from swamp_orch.cli.runtree import RunTree, StepView
 
 SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -107,6 +107,10 @@ class LiveZone:
         for step in running:
             where = f" on {step.worker}" if step.worker else ""
             lines.append(f"  {frame} {self._name(step)}{where} · {self._for(now, step.started)}")
+            lines.extend(
+                f"    ↑ upload {here * 100 // of} % · {size(here)} of {size(of)}"
+                for here, of in step.uploads.values()
+            )
             # A single running step has the room for what it prints.
             tail = step.output.tail if len(running) == 1 else step.output.tail[-1:]
             lines.extend(f"    │ {line}" for line in tail)
@@ -117,7 +121,7 @@ class LiveZone:
         if pending:
             lines.append(f"  ○ {pending} not started")
         if len(lines) > most:
-            lines = [line for line in lines if not line.startswith("    │ ")]
+            lines = [line for line in lines if not line.startswith(("    │ ", "    ↑ "))]
         if len(lines) > most:
             lines = [*lines[: max(1, most - 1)], f"  … {len(lines) - most + 1} more"][:most]
         return [fit(plain(line), max(1, columns - 1)) for line in lines]

@@ -107,6 +107,7 @@ class StepView:
     duration_ms: float | None = None
     records: list[dict[str, Any]] = attrs.field(factory=list)
     output: Spool = attrs.field(factory=Spool)
+    uploads: dict[int, tuple[int, int]] = attrs.field(factory=dict)  # on their way: bytes here, of how many
 
     @property
     def status(self) -> str:
@@ -209,6 +210,7 @@ class RunTree:
             where = event.get("worker") or "the orchestrator"
             self.warnings.append(f"{step.job} › {step.name}: attempt {event['attempt']} on {where}")
         step.phase = "running"
+        step.uploads.clear()  # of an attempt before
         step.started = now
         step.waiting_since = None
         step.worker = event.get("worker")
@@ -248,6 +250,15 @@ class RunTree:
         step.output.add(line)
         if self._stream_lines:
             self.asides.append(f"{step.job} › {step.name} │ {line}")
+        return iter(())
+
+    def _on_step_progress(self, event: Mapping[str, Any], now: float) -> Iterator[str]:
+        uploads, number = self._step(event).uploads, int(event["upload"])
+        here, of = int(event["bytes"]), int(event["of"])
+        if here < of:
+            uploads[number] = (here, of)
+        else:
+            uploads.pop(number, None)
         return iter(())
 
     def _on_step_ended(self, event: Mapping[str, Any], now: float) -> Iterator[str]:

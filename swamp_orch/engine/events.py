@@ -11,6 +11,7 @@ prints, what the tree output is drawn from, and what `run.attach` replays.
 | `step_waiting` | `job`, `step`, `reason` (text), `requirement` (`target=x`, `k=v, …`) |
 | `step_started` | `job`, `step`, `worker` (name, null = loopback), `attempt`, `model`, `modelType`, `method`, `dispatchId` |
 | `step_output` | `job`, `step`, `stream` (`stdout`/`stderr`), `line`, `n` (line number in the step's log), `run`? (the child run whose log it is) |
+| `step_progress` | `job`, `step`, `upload` (its number in the step), `bytes` (here so far), `of` |
 | `child_started` | `job`, `step`, `child: {runId, kind, name}` |
 | `child_ended` | `job`, `step`, `child: {runId, kind, name, status}` |
 | `approval_waiting` | `job`, `step`, `prompt`, `deadlineAt`, `approval: {runId, workflowName, step}` (what `workflow approve` names: of a nested workflow, the child's) |

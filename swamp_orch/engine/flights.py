@@ -44,6 +44,7 @@ from swamp_orch.core.tokens import mint_over
 from swamp_orch.engine.admissions import Admissions, lease_ended
 from swamp_orch.engine.ingress import Ingress
 from swamp_orch.engine.logs import LogSpool
+from swamp_orch.engine.pace import Pace
 from swamp_orch.engine.placing import Placing, Slot
 from swamp_orch.store.bookkeeping import LEASES_ID, LEASES_MODEL, STEP_LEASE, lease_record
 from swamp_orch.store.interface import (
@@ -84,7 +85,6 @@ if TYPE_CHECKING:
 
 TICK_S: Final = 0.5
 STUCK_LOOK_S: Final = 1.0  # between two looks at what can not be killed
-PROGRESS_S: Final = 1.0  # between two tellings how far a transfer is
 
 
 @attrs.frozen
@@ -140,8 +140,8 @@ class Flight:
     )  # what it asks for at this moment; ends with its lease
     on_progress: Callable[[int, int, int], object] = lambda number, here, of: (
         None
-    )  # of a transfer that takes long
-    _told_s: float = 0.0
+    )  # of an upload that takes long
+    _pace: Pace = attrs.field(factory=Pace)
     _end: End | None = None
     _ended: trio.Event = attrs.field(factory=trio.Event)
 
@@ -150,12 +150,8 @@ class Flight:
         return self.message.dispatch
 
     def progress(self, number: int, here: int, of: int) -> None:
-        """So many bytes of transfer `number` are here; told now and then."""
-        now_s = trio.current_time()
-        if not self._told_s:
-            self._told_s = now_s  # a short one is not told at all
-        elif now_s >= self._told_s + PROGRESS_S:
-            self._told_s = now_s
+        """So many bytes of upload `number` are here; told now and then."""
+        if self._pace.due(number, here, of, trio.current_time()):
             self.on_progress(number, here, of)
 
     def grant_record(self) -> NewRecord:

@@ -663,6 +663,12 @@ class Run:
         if self.upward is not None:
             self.upward.line(self.id, self._label(state), number, stream, line)
 
+    def step_progress(self, state: StepState, upload: int, here: int, of: int) -> None:
+        """So many bytes of an upload of the step that takes long are here. Told and not kept."""
+        self.feed.emit(
+            "step_progress", job=state.key.job, step=state.key.step, upload=upload, bytes=here, of=of
+        )
+
     def warn(self, message: str, state: StepState | None = None) -> None:
         where = {} if state is None else {"job": state.key.job, "step": state.key.step}
         self.feed.emit("warning", message=message, **where)

@@ -280,6 +280,7 @@ class StepWork:
         flight = self._flight = parts.flights.reopen(
             message, slot, lease, order, origin, self._emit_line, secrets
         )
+        flight.on_progress = self._emit_progress
         again: Again | _Later | None = None
         try:
             if lease.wrote:
@@ -330,6 +331,7 @@ class StepWork:
         state.worker, state.status = slot.worker, StepStatus.RUNNING
         state.started_ms, state.reason = parts.clock_ms(), ""
         flight = parts.flights.open(message, slot, order, state, run.origin(state), self._emit_line)
+        flight.on_progress = self._emit_progress
         step = records.step_record(run.origin(state), state.attributes(run.id))
         accesses = (
             access_record(flight, Access("secret", vault=one.vault, key=one.key), state.started_ms)
@@ -489,6 +491,9 @@ class StepWork:
     def _unreadable(self, reference: SecretRef, error: SwampError) -> None:
         text = f"secret {reference.key!r} of vault {reference.vault!r} can not be read again ({error}): what the step prints is masked by"
         trio.from_thread.run_sync(self._run.warn, f"{text} its executor only", self._state)
+
+    def _emit_progress(self, upload: int, here: int, of: int) -> None:
+        self._run.step_progress(self._state, upload, here, of)
 
     def _emit_line(self, number: int, line: LogLine) -> None:
         self._run.step_output(

@@ -1,6 +1,7 @@
 """The live zone on a real pseudo-terminal, read by a small terminal of our own."""
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -185,6 +186,26 @@ def test_permanent_lines_are_whole_and_the_zone_is_gone() -> None:
     assert "waiting for target=build-node · no worker named build-node" in raw  # the zone was there
     assert "build › echo-on-worker on build-node" in raw
     assert any(frame in raw for frame in SPINNER)
+
+
+def test_an_upload_is_shown_while_it_is_on_its_way() -> None:
+    tree, screen = RunTree(), io.StringIO()
+    place = {"job": "build", "step": "pack"}
+
+    def drawn(*events: dict[str, object]) -> str:
+        screen.seek(0)
+        screen.truncate()
+        for event in events:
+            assert list(tree.take({**place, **event}, 1.0)) == []
+        LiveZone(screen, color=False).draw(tree, 2.0)
+        return screen.getvalue()
+
+    started = {"kind": "step_started", "attempt": 1, "worker": "build-node"}
+    some = {"kind": "step_progress", "upload": 3, "bytes": 3 * 1024**2, "of": 12 * 1024**2}
+    assert "    ↑ upload 25 % · 3.0MiB of 12.0MiB\n" in drawn(started, some)
+    assert drawn({**some, "upload": 4}).count("↑") == 2
+    assert drawn({**some, "bytes": 12 * 1024**2}).count("↑") == 1
+    assert "↑" not in drawn({**started, "attempt": 2})  # an attempt begins anew
 
 
 def test_a_small_terminal_scrolls_and_loses_nothing() -> None:
