@@ -52,7 +52,7 @@ class Fleet:
         self.session = HttpSession.unix(repository.socket_path())
         return process
 
-    def worker(self, name: str, slots: int) -> subprocess.Popen[bytes]:
+    def worker(self, name: str, slots: int, *more: str) -> subprocess.Popen[bytes]:
         token = self.session.call("token.create", name=name, durationMs=3_600_000)["token"]
         file = self.root / f"{name}.token"
         file.write_text(token)
@@ -67,6 +67,7 @@ class Fleet:
             str(cache),
             "--concurrency",
             str(slots),
+            *more,
         )
         until = time.monotonic() + DEADLINE_S
         while not any(row["name"] == name for row in self.session.call("worker.list")["workers"]):

@@ -143,13 +143,17 @@ BOOKKEEPING_ENDED_KEPT_S: Final = 7 * 24 * 3600.0
 # ── steps at work: capabilities, data plane, runners, bundles ────────────────────────────────────────────────
 INLINE_WRITE_MAX: Final = 1 * MIB  # content of one record inside a write; larger content is uploaded before
 WRITE_BODY_MAX: Final = 4 * MIB  # one write request, all its records
+WRITE_RECORDS_MAX: Final = 1_000  # of one write; the lease's own record commits with the first
 RESOURCE_MAX: Final = (
     16 * MIB
 )  # one resource (JSON that is checked against its schema); larger things are files
 RECORD_NAME_MAX: Final = 256  # characters
 RECORD_TAGS_MAX: Final = 64  # of one record, beside swamp's own
 TAG_LENGTH_MAX: Final = 1 * KIB  # characters of a tag's key, and of its value
-UPLOAD_CHUNK: Final = 8 * MIB  # one PATCH of an upload, and the most that a cut connection repeats
+UPLOAD_CHUNK: Final = 64 * MIB  # one PATCH of an upload
+UPLOAD_SYNC: Final = (
+    8 * MIB
+)  # of an upload are made safe at once; an orchestrator that dies repeats at most twice as many
 UPLOADS_PER_DISPATCH_MAX: Final = 64  # open at the same time
 CALLS_PER_DISPATCH_MAX: Final = 64  # unanswered at the same time
 CALLS_PER_LINK_MAX: Final = CAPACITY_MAX  # unanswered on one link, of all dispatches together
@@ -216,6 +220,7 @@ REFUSAL_DELAY_S: Final = 1.0  # failures are delayed, never a lock-out
 assert COMPLETION_OUTPUTS_MAX < CONTROL_FRAME_MAX
 assert CALL_VALUE_MAX < CONTROL_FRAME_MAX
 assert INLINE_WRITE_MAX < WRITE_BODY_MAX
+assert WRITE_RECORDS_MAX < BATCH_RECORDS_MAX
 assert CALLS_PER_LINK_MAX + HELD_DISPATCHES_MAX < REQUESTS_OUTSTANDING_MAX
 assert INLINE_CONTENT_MAX < INLINE_WRITE_MAX
 assert BUNDLE_FILE_MAX < BUNDLE_UNPACKED_MAX < BUNDLE_CACHE_MAX

@@ -36,7 +36,7 @@ from swamp_orch.vaults.interface import check_key, is_infrastructure_key
 from swamp_proto import codec
 from swamp_proto.capabilities import RULE_BY_VERB, CallRefused, check_arguments
 from swamp_proto.errors import AlreadyExists, Broken, Conflict, LocalError, NotFound, SwampError
-from swamp_proto.limits import BATCH_RECORDS_MAX, CALL_VALUE_MAX, CALLS_PER_DISPATCH_MAX, INLINE_WRITE_MAX
+from swamp_proto.limits import CALL_VALUE_MAX, CALLS_PER_DISPATCH_MAX, INLINE_WRITE_MAX, WRITE_RECORDS_MAX
 from swamp_proto.messages.capability import (
     Call,
     CallAnswer,
@@ -301,8 +301,8 @@ class StepDesk:
 
     async def _write(self, flight: Flight, number: int, batch: WriteBatch, digest: str) -> Written:
         outputs = batch.records
-        if not 0 < len(outputs) < BATCH_RECORDS_MAX:  # one more may be the lease's
-            raise CallRefused(CallCode.TOO_LARGE, f"a write holds 1 to {BATCH_RECORDS_MAX - 1} records")
+        if not 0 < len(outputs) <= WRITE_RECORDS_MAX:
+            raise CallRefused(CallCode.TOO_LARGE, f"a write holds 1 to {WRITE_RECORDS_MAX} records")
         for output in outputs:
             if len(output.content) > INLINE_WRITE_MAX:
                 raise CallRefused(

@@ -7,7 +7,7 @@ Rules that hold here (SEMANTICS §7):
 2. The sha256 is computed as bytes arrive and compared when the upload is whole; after a restart it is computed again from the file.
    Bytes that are not what was said are thrown away, and the upload is at 0 again.
 3. One request at a time receives: a newer one takes over from one whose connection is half-open.
-4. Memory is bounded: one block is written while the next arrives; files are written in threads.
+4. Memory is bounded: one block is written while the next arrives; files are written in threads, and fsynced while more is written.
 5. A whole upload becomes a blob when something names it (`take`), a text only after it was masked.
    What nothing names goes with its dispatch (`drop`).
 
@@ -31,7 +31,7 @@ from swamp_orch.store.blobs import sync_folder
 from swamp_orch.store.interface import Content, Store
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import SwampError
-from swamp_proto.limits import DATA_BODY_MAX, INLINE_CONTENT_MAX, MIB, UPLOAD_CHUNK, UPLOADS_PER_DISPATCH_MAX
+from swamp_proto.limits import DATA_BODY_MAX, INLINE_CONTENT_MAX, MIB, UPLOAD_SYNC, UPLOADS_PER_DISPATCH_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.redaction import Mask
 
@@ -99,6 +99,12 @@ class _Upload:
             view, at = view[count:], at + count
         self.hash.update(block)
         self.written = at
+
+    def sync_until(self, at: int) -> None:
+        """The first `at` bytes, which are not all, become safe while more are written."""
+        os.fdatasync(self.fd)
+        self.safe = at
+        self.save()
 
     def sync(self) -> None:
         """What was written becomes safe; the whole is compared with what was said. Raises `CallRefused`."""
@@ -269,7 +275,7 @@ class Uploads:
         put, take = trio.open_memory_channel[bytes](0)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, upload, take, progress)
+                nursery.start_soon(self._write, upload, take, progress, nursery)
                 async with put:
                     await _read(body, put, upload.length - upload.written)
         except* SwampError as group:
@@ -279,14 +285,26 @@ class Uploads:
                 await self._thread(upload.sync)
 
     async def _write(
-        self, upload: _Upload, take: "trio.MemoryReceiveChannel[bytes]", progress: Progress | None
+        self,
+        upload: _Upload,
+        take: "trio.MemoryReceiveChannel[bytes]",
+        progress: Progress | None,
+        nursery: trio.Nursery,
     ) -> None:
+        begun, synced = upload.safe, trio.Event()
+        synced.set()
         async for block in take:
             await self._thread(upload.write, block)
-            if upload.written - upload.safe >= UPLOAD_CHUNK and upload.written < upload.length:
-                await self._thread(upload.sync)
+            if upload.written - begun >= UPLOAD_SYNC and upload.written < upload.length:
+                await synced.wait()  # one at a time: so much and no more is not safe yet
+                begun, synced = upload.written, trio.Event()
+                nursery.start_soon(self._sync_until, upload, begun, synced)
             if progress is not None:
                 progress(upload.written, upload.length)
+
+    async def _sync_until(self, upload: _Upload, at: int, synced: trio.Event) -> None:
+        await self._thread(upload.sync_until, at)
+        synced.set()
 
     def _adopt(self, upload: _Upload, mask: Mask | None) -> Content:
         if mask is not None:

@@ -1,4 +1,5 @@
-"""The HTTP server's connections, kept apart: what goes wrong on one of them ends that one and never the orchestrator.
+"""The HTTP server's connections, read in larger pieces, and kept apart: what goes wrong on one of them ends that one
+and never the orchestrator.
 
 The server library sends from two tasks (what a peer's frame asks for, and what the application says) and ends the stream beside its own
 send lock; when a peer's close crosses ours, trio refuses the second sender and the error would leave through the listener's nursery.
@@ -6,11 +7,16 @@ No error of a connection passes `run` here. (Taking the lock for the end as well
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import hypercorn.trio.run as server
+import hypercorn.trio.tcp_server as connections
 import trio
 from hypercorn.trio.tcp_server import TCPServer
+
+from swamp_proto.limits import KIB
+
+READ_SIZE: Final = 128 * KIB  # at once from a connection: an upload costs mostly by the read
 
 
 def keep_connections_apart(say: Callable[[str, BaseException], object]) -> None:
@@ -27,3 +33,5 @@ def keep_connections_apart(say: Callable[[str, BaseException], object]) -> None:
 
     module: Any = server
     module.TCPServer = Connection
+    module = connections
+    module.MAX_RECV = READ_SIZE

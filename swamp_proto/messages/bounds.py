@@ -61,6 +61,6 @@ BOUNDS: Final[dict[type[Any], dict[str, Bound]]] = {
     _d.CancelDispatch: {"fence": _FROM_1, "term_s": _FROM_0},
     _c.Call: {"fence": _FROM_1, "number": _FROM_1},
     _c.CallAnswer: {"number": _FROM_1},
-    _c.WriteBatch: {"records": Bound(1, limits.BATCH_RECORDS_MAX)},
+    _c.WriteBatch: {"records": Bound(1, limits.WRITE_RECORDS_MAX)},
     _c.WrittenRecord: {"version": _FROM_1, "size": _FROM_0},
 }

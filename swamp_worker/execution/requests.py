@@ -24,11 +24,11 @@ import trio
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import (
-    BATCH_RECORDS_MAX,
     COMPLETION_OUTPUTS_MAX,
     INLINE_WRITE_MAX,
     UPLOADS_PER_DISPATCH_MAX,
     WRITE_BODY_MAX,
+    WRITE_RECORDS_MAX,
 )
 from swamp_proto.messages.capability import CallCode, Verb, WrittenRecord
 from swamp_proto.messages.dispatch import Dispatch, Output
@@ -135,7 +135,7 @@ class Requests:
         self._own_access()
         outputs = tuple([await self._output(record) for record in records])
         weight = sum(_weight(output) for output in outputs)
-        if weight > WRITE_BODY_MAX or len(outputs) > BATCH_RECORDS_MAX:
+        if weight > WRITE_BODY_MAX or len(outputs) > WRITE_RECORDS_MAX:
             raise CallRefused(
                 CallCode.TOO_LARGE, f"{len(outputs)} records of {weight} bytes do not fit in one write"
             )
@@ -155,7 +155,7 @@ class Requests:
         for each in self._waiting:
             records += len(each.records)
             size += each.weight
-            if count and (records > BATCH_RECORDS_MAX or size > WRITE_BODY_MAX):
+            if count and (records > WRITE_RECORDS_MAX or size > WRITE_BODY_MAX):
                 break
             count += 1
         taken, self._waiting = self._waiting[:count], self._waiting[count:]

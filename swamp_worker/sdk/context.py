@@ -127,7 +127,7 @@ class Context(_Facts[G]):
         return found
 
     async def write_resources(self, resources: Iterable[Resources]) -> list[Written]:
-        """Many at once; up to 1,024 records and 3 MiB commit together."""
+        """Many at once; up to 1,000 records and 3 MiB commit together."""
         return await self._hold(conversations.write(self._situation, resources, "write_resources"))
 
     async def read_resource(
@@ -267,7 +267,7 @@ class PlainContext(_Facts[G]):
         return found
 
     def write_resources(self, resources: Iterable[Resources]) -> list[Written]:
-        """Many at once; up to 1,024 records and 3 MiB commit together."""
+        """Many at once; up to 1,000 records and 3 MiB commit together."""
         return self._hold(conversations.write(self._situation, resources, "write_resources"))
 
     def read_resource(

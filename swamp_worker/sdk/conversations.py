@@ -19,11 +19,11 @@ from typing import Any, BinaryIO, Final, TypeVar
 import attrs
 
 from swamp_proto.limits import (
-    BATCH_RECORDS_MAX,
     FOLLOW_UPS_MAX,
     INLINE_WRITE_MAX,
     RUNNER_FRAME_MAX,
     WRITE_BODY_MAX,
+    WRITE_RECORDS_MAX,
 )
 from swamp_proto.messages.capability import Verb
 from swamp_worker.sdk.declarations import Declared, File, Resource, Spec
@@ -160,7 +160,7 @@ def _batches(records: list[Ask]) -> Iterator[list[Ask]]:
         weight = (
             len(record.get("content", b"")) + 512 + sum(len(k) + len(v) for k, v in record["tags"].items())
         )
-        if batch and (size + weight > _BATCH_BYTES or len(batch) == BATCH_RECORDS_MAX):
+        if batch and (size + weight > _BATCH_BYTES or len(batch) == WRITE_RECORDS_MAX):
             yield batch
             batch, size = [], 0
         batch.append(record)

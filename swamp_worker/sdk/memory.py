@@ -23,11 +23,11 @@ import trio
 
 from swamp_proto.capabilities import CallRefused, check_arguments, check_value
 from swamp_proto.limits import (
-    BATCH_RECORDS_MAX,
     CALL_VALUE_MAX,
     INLINE_WRITE_MAX,
     RUN_MODEL_CALLS_MAX,
     WRITE_BODY_MAX,
+    WRITE_RECORDS_MAX,
 )
 from swamp_proto.messages.capability import CallCode, Verb, Written, WrittenRecord
 from swamp_proto.messages.dispatch import Dispatch, Output
@@ -145,8 +145,8 @@ class MemoryAccess:
 
     async def write(self, dispatch: Dispatch, number: int, records: tuple[Output, ...]) -> Written:
         await self._arrive()
-        if not 1 <= len(records) <= BATCH_RECORDS_MAX:
-            raise CallRefused(CallCode.TOO_LARGE, f"a write has 1 to {BATCH_RECORDS_MAX} records")
+        if not 1 <= len(records) <= WRITE_RECORDS_MAX:
+            raise CallRefused(CallCode.TOO_LARGE, f"a write has 1 to {WRITE_RECORDS_MAX} records")
         if sum(len(record.content) for record in records) > WRITE_BODY_MAX:
             raise CallRefused(CallCode.TOO_LARGE, f"a write has at most {WRITE_BODY_MAX} bytes")
         request = [(record.spec, record.name, record.sha256, record.staged) for record in records]

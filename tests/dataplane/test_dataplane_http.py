@@ -17,7 +17,7 @@ from swamp_orch.engine import recovery, uploads
 from swamp_orch.store.blobs import BlobFolder
 from swamp_proto import codec, dataplane
 from swamp_proto.capabilities import CallRefused
-from swamp_proto.limits import KIB, MIB, WRITE_BODY_MAX
+from swamp_proto.limits import KIB, MIB, UPLOAD_SYNC, WRITE_BODY_MAX
 from swamp_proto.messages.capability import CallCode, WriteBatch
 from swamp_proto.messages.dispatch import Outcome
 
@@ -155,14 +155,14 @@ async def test_an_upload_is_resumed_where_its_safe_bytes_end(site: Site, step: S
     assert (record.version, record.lifetime) == (1, "30d")
 
 
-def raw_patch(step: Step, number: int, begin: int) -> bytes:
-    """The head of a request for the rest of `DATA`, as bytes on the wire."""
+def raw_patch(step: Step, number: int, begin: int, data: bytes = DATA) -> bytes:
+    """The head of a request for the rest of `data`, as bytes on the wire."""
     about = {
         **step.headers(),
         dataplane.UPLOAD_OFFSET: str(begin),
-        dataplane.UPLOAD_LENGTH: str(len(DATA)),
-        dataplane.UPLOAD_DIGEST: sha(DATA),
-        "content-length": str(len(DATA) - begin),
+        dataplane.UPLOAD_LENGTH: str(len(data)),
+        dataplane.UPLOAD_DIGEST: sha(data),
+        "content-length": str(len(data) - begin),
         "host": "127.0.0.1",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in about.items())
@@ -178,6 +178,20 @@ async def test_a_cut_connection_keeps_what_arrived(site: Site, step: Step) -> No
     assert safe == half
     await step.patch(1, half, DATA[half:], DATA)
     await step.write(staged(1))
+
+
+async def test_what_came_is_safe_while_more_of_the_same_request_comes(site: Site, step: Step) -> None:
+    data = os.urandom(2 * UPLOAD_SYNC + MIB)
+    head = raw_patch(step, 1, 0, data)
+    with trio.fail_after(20):
+        async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
+            await stream.send_all(head + data[:-1])
+            while (safe := await offset(step, 1)) < UPLOAD_SYNC:  # noqa: ASYNC110 - the other side tells nobody
+                await trio.sleep(0.01)
+            assert safe < len(data)
+            await stream.send_all(data[-1:])
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
+    await step.write(staged(1, data))
 
 
 async def test_wrong_bytes_are_thrown_away_and_the_upload_begins_again(site: Site, step: Step) -> None:

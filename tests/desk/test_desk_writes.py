@@ -15,6 +15,7 @@ from swamp_orch.engine.flights import lease_batch
 from swamp_orch.store.bookkeeping import LEASES_ID, iso, lease_record
 from swamp_orch.store.trio_store import commit
 from swamp_proto.capabilities import CallRefused
+from swamp_proto.limits import WRITE_RECORDS_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import FinishNoted, Outcome
 
@@ -47,6 +48,13 @@ async def refused(code: CallCode, attempt: object) -> str:
         await attempt  # type: ignore[misc]
     assert caught.value.call_code is code, caught.value
     return str(caught.value)
+
+
+async def test_as_many_records_as_a_write_may_hold_commit_with_the_mark(site: Site, step: Step) -> None:
+    many = tuple(output(name=f"r{number}", value={"n": number}) for number in range(WRITE_RECORDS_MAX))
+    written = await step.write(*many)
+    assert len(written.records) == WRITE_RECORDS_MAX
+    assert stored_lease(site, step).wrote
 
 
 async def test_a_write_is_a_record_and_marks_the_lease_in_one_transaction(site: Site, step: Step) -> None:

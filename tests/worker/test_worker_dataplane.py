@@ -18,9 +18,10 @@ from data_twin import CuttingProxy, DataTwin, data_twin
 from swamp_proto import dataplane
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import UsageError
-from swamp_proto.limits import MIB, UPLOAD_CHUNK
+from swamp_proto.limits import MIB
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Output
+from swamp_worker.shell import dataplane as dataplane_client
 from swamp_worker.shell.access import RemoteAccess
 from swamp_worker.shell.calls import StepCalls
 from swamp_worker.shell.dataplane import DataPlane
@@ -247,9 +248,10 @@ def big(path: Path, size: int) -> str:
 
 
 async def test_an_upload_goes_on_where_the_connection_was_cut(
-    worker: Make, twin: DataTwin, proxy: CuttingProxy, tmp_path: Path
+    worker: Make, twin: DataTwin, proxy: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 2 * UPLOAD_CHUNK + 3 * MIB
+    monkeypatch.setattr(dataplane_client, "UPLOAD_CHUNK", 8 * MIB)
+    size = 19 * MIB
     digest = big(tmp_path / "file", size)
     proxy.up += [3 * MIB, 9 * MIB, 100, 5 * MIB]
     told: list[tuple[int, int]] = []
