@@ -36,7 +36,15 @@ from swamp_orch.vaults.interface import check_key, is_infrastructure_key
 from swamp_proto import codec
 from swamp_proto.capabilities import RULE_BY_VERB, CallRefused, check_arguments
 from swamp_proto.errors import AlreadyExists, Broken, Conflict, LocalError, NotFound, SwampError
-from swamp_proto.limits import CALL_VALUE_MAX, CALLS_PER_DISPATCH_MAX, INLINE_WRITE_MAX, WRITE_RECORDS_MAX
+from swamp_proto.limits import (
+    ARGON2_MEMORY_KIB,
+    ARGON2_PARALLELISM,
+    ARGON2_TIME_COST,
+    CALL_VALUE_MAX,
+    CALLS_PER_DISPATCH_MAX,
+    INLINE_WRITE_MAX,
+    WRITE_RECORDS_MAX,
+)
 from swamp_proto.messages.capability import (
     Call,
     CallAnswer,
@@ -165,7 +173,7 @@ class StepDesk:
         try:
             check_arguments(call.verb, call.arguments)
             if RULE_BY_VERB[call.verb].mutates:
-                digest = sha256(codec.pack_value({"verb": call.verb.value, **call.arguments})).hexdigest()
+                digest = await self._in_thread(partial(_digest_of, call))
                 return await self._once(
                     flight, call.number, digest, partial(self._change, flight, call, digest)
                 )
@@ -513,6 +521,26 @@ def translated(error: SwampError) -> CallRefused:
 def _producer(flight: Flight) -> Producer:
     order, message = flight.order, flight.message
     return Producer(flight.origin, order.model, order.model_type, message.dispatch, message.fence)
+
+
+def _digest_of(call: Call) -> str:
+    """What tells a call that is said again from another one under its number. It is stored: a secret goes in by a slow hash, salted
+    by the dispatch, since a weak one could be guessed from a quick one."""
+    asked = {"verb": call.verb.value, **call.arguments}
+    if call.verb is Verb.PUT_SECRET:
+        from argon2 import Type
+        from argon2.low_level import hash_secret_raw
+
+        asked["value"] = hash_secret_raw(
+            call.arguments["value"].encode(),
+            sha256(call.dispatch.encode()).digest(),
+            time_cost=ARGON2_TIME_COST,
+            memory_cost=ARGON2_MEMORY_KIB,
+            parallelism=ARGON2_PARALLELISM,
+            hash_len=32,
+            type=Type.ID,
+        )
+    return sha256(codec.pack_value(asked)).hexdigest()
 
 
 def _access_of(call: Call) -> Access:
