@@ -138,6 +138,10 @@ class Application:
                 from swamp_orch.api.services.runs import RunService
 
                 return RunService(self.repository, self.store).handlers()
+            case "report":
+                from swamp_orch.api.services.reports import ReportService
+
+                return ReportService(self.store, self.types).handlers()
             case "names":
                 from swamp_orch.api.services.names import NameService
 

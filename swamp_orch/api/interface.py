@@ -113,6 +113,11 @@ _CALLS = (
     _call("data.delete", "delete records", role="admin", model="string", name="string?", version="integer?", prefix="string?", all="boolean?", dryRun="boolean?"),
     _call("data.gc", "collect what is past its retention", role="admin", dryRun="boolean?"),
     _call("data.export", "a record's bytes as base64", model="string", name="string", version="integer?"),
+    # ── reports ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    _call("report.get", "a stored report", name="string", model="string?", workflow="string?", version="integer?"),
+    _call("report.search", "stored reports", query="string?", model="string?", workflow="string?", scope="string?", limit="integer?"),
+    _call("report.describe", "a report that can be made", name="string"),
+    _call("report.type_search", "reports that can be made", query="string?"),
     # ── the orchestrator ────────────────────────────────────────────────────────────────────────────────────────────
     _call("serve.status", "about the running orchestrator", live=True),
     _call("names", "names for shell completion", kind="string"),

@@ -40,7 +40,7 @@ def answer(root: click.Group, instruction: str) -> int:
 
 
 def names(context: click.Context, kind: str) -> list[str]:
-    """Names of the given kind (`model`, `workflow`, `vault`, `token`, `worker`, `run`), or nothing."""
+    """Names of the given kind (`model`, `workflow`, `vault`, `token`, `worker`, `run`, `report`), or nothing."""
     invocation = context.find_object(Invocation)
     if invocation is None:
         return []

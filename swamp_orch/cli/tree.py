@@ -149,6 +149,20 @@ root: Final = Group(
                 "export": _lazy("data:export", "Write a record's bytes."),
             },
         ),
+        "report": Group(
+            "report",
+            "Reports: what runs and methods said of themselves.",
+            {
+                "get": _lazy("report:get", "Show a report."),
+                "search": _lazy("report:search", "Find reports.", "list"),
+                "describe": _lazy("report:describe", "Say what a report is."),
+                "type": Group(
+                    "type",
+                    "Reports that can be made.",
+                    {"search": _lazy("report:type_search", "Find reports that can be made.", "list")},
+                ),
+            },
+        ),
         "completions": _lazy("shell:completions", "Print a shell completion script."),
         "version": _lazy("shell:version", "Print the version."),
     },

@@ -41,7 +41,7 @@ from swamp_orch.core.runplan import (
     StepStatus,
 )
 from swamp_orch.definitions.values import Job, ModelDefinition, Step, Workflow
-from swamp_orch.engine import records
+from swamp_orch.engine import records, run_reports
 from swamp_orch.engine.approvals import ApprovalOrder, ApprovalWork, Decision
 from swamp_orch.engine.children import ChildRuns, NestedOrder, NestedWork, Upward
 from swamp_orch.engine.feed import RunFeed
@@ -52,11 +52,9 @@ from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.revival import Found
 from swamp_orch.engine.steps import StepState, StepWork
 from swamp_orch.expressions.secret import mask_tree
-from swamp_orch.reports.report import Report, report_records
-from swamp_orch.reports.workflow_summary import workflow_summary
 from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.errors import NO_ROOM
-from swamp_orch.store.interface import Batch, Committed, NewRecord, Owner, OwnerType, Store
+from swamp_orch.store.interface import Batch, Committed, NewRecord, Store
 from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
@@ -130,6 +128,8 @@ class Run:
         self._recording = trio.Lock()  # a cancel and the end may come together
         self._steps: dict[StepKey, StepState] = {}
         self._work: dict[StepKey, Work] = {}
+        # By model and method: the last that ended here, for the run's reports.
+        self._performed: dict[tuple[str, str], tuple[Order, StepState]] = {}
         self._expanding = 0
         self.upward: Upward | None = None  # of a child run
         self._declared = {(job.name, step.name): step for job in request.workflow.jobs for step in job.steps}
@@ -269,11 +269,14 @@ class Run:
         elif self._failed_step is not None:
             self.error = self._steps[self._failed_step].error
         document = self.document()
-        batch = [self._record(expect=self._version)]
-        report = workflow_summary(document) if self.request.kind == "workflow" else None
+        made = list(run_reports.method_records(self, self._performed.values()))
+        report = run_reports.summary_of(self.request, document)
         if report is not None:
-            batch += self._report_records(report)
-        await self.keep(Batch(tuple(batch)), large=True)
+            made += run_reports.summary_records(self.request, report)
+        while len(made) >= BATCH_RECORDS_MAX:
+            await self.keep(Batch(tuple(made[:BATCH_RECORDS_MAX])), large=True)
+            made = made[BATCH_RECORDS_MAX:]
+        await self.keep(Batch((self._record(expect=self._version), *made)), large=True)
         if report is not None:
             self.feed.emit(
                 "report",
@@ -297,23 +300,6 @@ class Run:
         self.feed.emit("run_ended", **ended)
         self.feed.end()
         self.over.set()
-
-    def _report_records(self, report: Report) -> tuple[NewRecord, ...]:
-        workflow = self.request.workflow
-        return report_records(
-            report,
-            model_type="workflow",
-            model_id=workflow.id,
-            model_name=workflow.name,
-            owner=Owner(
-                OwnerType.WORKFLOW_STEP,
-                ref=workflow.id,
-                workflow_id=workflow.id,
-                workflow=workflow.name,
-                run=self.id,
-            ),
-            tags={**workflow.tags, **self.request.tags},
-        )
 
     async def abort(self, error: str) -> None:
         """A fault of swamp ended it: say so, durably where that is still possible."""
@@ -493,6 +479,10 @@ class Run:
             state.status, state.error, state.error_code = StepStatus.FAILED, _told(error), error.error_code
             state.allowed = state.step.allow_failure
             state.ended_ms = self._parts.clock_ms()
+        if isinstance(order, Order):
+            key = (order.model.id, order.method)
+            self._performed.pop(key, None)  # what ends last stands last
+            self._performed[key] = (order, state)
         if not recorded:
             state.ended_ms = state.ended_ms or self._parts.clock_ms()
             await self.keep(Batch((records.step_record(self.origin(state), state.attributes(self.id)),)))

@@ -36,6 +36,7 @@ from swamp_orch.definitions.values import (
 from swamp_orch.engine.orders import Lent, Orders
 from swamp_orch.engine.runs import Run, RunRequest
 from swamp_orch.engine.steps import StepState, unmasked
+from swamp_orch.reports.method_summary import NAME as METHOD_SUMMARY
 from swamp_orch.store.interface import Comparison, Selection, Store, Term
 from swamp_proto.errors import NotFound
 from swamp_worker.models.interface import ModelType
@@ -188,7 +189,7 @@ class Verification:
             concurrency=0,
             timeout_s=None,
             trigger={},
-            reports={},
+            reports={"skip": (METHOD_SUMMARY,)},
             source=Source(Path(RUN_NAME)),
         )
         return RunRequest(

@@ -18,6 +18,8 @@ from swamp_orch.store.interface import Content, Kind, NewRecord, Owner
 LIFETIME: Final = "30d"
 VERSIONS_KEPT: Final = 5
 ABSENT: Final = "–"
+WORKFLOW_TYPE: Final = "workflow"
+"""The model type that a workflow's reports are stored under."""
 
 
 class ReportScope(StrEnum):

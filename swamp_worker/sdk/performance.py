@@ -3,7 +3,8 @@
     build        the class is made, global arguments and arguments become their classes
     checks       those that were asked for, all of them; one error lists every failure, and nothing else runs
     method       and after it the follow-up actions, one after another, in the order they were asked for
-    reports      also after a method that failed; a report that fails is stored as a failed one and takes nothing else with it
+    reports      also after a method that failed; a report that fails is stored as a failed one, and fails the step; the
+                 other reports are made all the same
 
 Rules that hold here:
 
@@ -232,9 +233,12 @@ class _Actor:
                 data = encoded(report.data, None, f"the data of the report {name}")
             except Cancelled:
                 return
-            except Exception as error:  # a report that breaks is said, and stored as what it is
+            except (
+                Exception
+            ) as error:  # a report that breaks is said, stored as what it is, and fails the step
                 self._tell(error)
                 text = self._sentence(error)
+                self._found.error = self._found.error or f"The report {name} failed: {text}"
                 self._situation.say(f"swamp: the report {name} failed: {text}", True)
                 report = Report("")
                 failed = {"error": True, "reportName": name, "scope": "method", "message": text}

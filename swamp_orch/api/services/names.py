@@ -6,7 +6,7 @@ from typing import Any, Final
 from swamp_orch.definitions.repository import Repository
 from swamp_proto.errors import SwampError, UsageError
 
-KINDS: Final = ("model", "workflow", "vault", "token", "worker", "type", "run")
+KINDS: Final = ("model", "workflow", "vault", "token", "worker", "type", "run", "report")
 
 
 class NameService:
@@ -47,4 +47,6 @@ class NameService:
                     row["type"] if isinstance(row, dict) else row
                     for row in self._call("model.type_search", {})["results"]
                 ]
+            case "report":
+                return [row["name"] for row in self._call("report.type_search", {})["results"]]
         return [row["runId"] for row in self._call("run.list", {"limit": 50})["runs"]]
