@@ -13,7 +13,7 @@ import pytest
 import trio
 from desk_site import IDS, Site, Step, Worker, ending, open_site, output
 
-from swamp_orch.engine import recovery, uploads
+from swamp_orch.engine import pace, recovery, uploads
 from swamp_orch.store.blobs import BlobFolder
 from swamp_proto import codec, dataplane
 from swamp_proto.capabilities import CallRefused
@@ -112,6 +112,31 @@ async def test_what_is_not_served_is_said(site: Site, step: Step) -> None:
         assert set(answer.json()) == {"error", "code"}
 
 
+async def test_the_first_check_that_fails_is_the_answer(site: Site, step: Step) -> None:
+    """In the order of docs/protocol.md: each request is wrong in all that follows, too."""
+    dispatch = step.dispatch.dispatch
+    write, other = dataplane.write_path(dispatch, 1), dataplane.write_path(IDS["writer"], 1)
+    nobody = {**step.headers(), "authorization": "Bearer nobody"}
+    ended = {**step.headers(), dataplane.FENCE_HEADER: "9"}
+
+    async def ask(method: str, path: str, headers: dict[str, str]) -> tuple[int, str, httpx.Headers]:
+        answer = await site.http.request(method, path, headers=headers, content=b"nonsense")
+        return answer.status_code, answer.json()["code"], answer.headers
+
+    site.ready = False
+    assert (await ask("POST", "/data/v1/elsewhere", nobody))[:2] == (404, "not_found")
+    status, code, headers = await ask("POST", write, nobody)
+    assert (status, code, headers["allow"]) == (405, "invalid", "PUT")
+    status, code, headers = await ask("PUT", other, nobody)
+    assert (status, code, headers["retry-after"]) == (503, "unavailable", "1")
+    site.ready = True
+    status, code, headers = await ask("PUT", other, nobody)
+    assert (status, code, headers["www-authenticate"]) == (401, "forbidden", "Bearer")
+    assert (await ask("PUT", other, ended))[:2] == (410, "lease_ended")
+    assert (await ask("PUT", other, step.headers()))[:2] == (403, "forbidden")
+    assert (await ask("PUT", write, step.headers()))[:2] == (422, "invalid")
+
+
 # ── writes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -192,6 +217,30 @@ async def test_what_came_is_safe_while_more_of_the_same_request_comes(site: Site
             await stream.send_all(data[-1:])
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
     await step.write(staged(1, data))
+
+
+async def test_a_newer_request_takes_an_upload_over_from_one_that_is_stuck(
+    site: Site, step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the stuck one brought is safe; what the newer one believed before is corrected."""
+    monkeypatch.setattr(pace, "PROGRESS_S", 0.0)
+    flight = site.parts.flights.find(step.dispatch.dispatch)
+    assert flight is not None
+    first_block = trio.Event()
+    flight.on_progress = lambda number, here, of: first_block.set()
+    whole = bytes(range(256)) * (3 * MIB // 256)
+    async with await trio.open_tcp_stream("127.0.0.1", site.port) as stuck:
+        await stuck.send_all(raw_patch(step, 1, 0, whole) + whole[: uploads.BLOCK])
+        await first_block.wait()  # it is written, and the request waits for more
+        await refused(CallCode.CONFLICT, step.patch(1, 0, whole, whole), f"goes on at byte {uploads.BLOCK}")
+        assert await offset(step, 1) == uploads.BLOCK
+        await step.patch(1, uploads.BLOCK, whole[uploads.BLOCK :], whole)
+        await stuck.send_all(whole[uploads.BLOCK :])
+        assert (await stuck.receive_some()).startswith(b"HTTP/1.1 507")
+    await step.write(staged(1, whole), number=2)
+    record = site.store.latest(IDS["writer"], "artifact")
+    assert record is not None
+    assert site.store.read(record) == whole
 
 
 async def test_wrong_bytes_are_thrown_away_and_the_upload_begins_again(site: Site, step: Step) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import attrs
 import jsonschema
@@ -13,6 +14,9 @@ from desk_site import IDS, SCOPE, Site, Step, Worker, ending, open_site, output,
 
 import swamp_orch.cli
 from swamp_orch.engine import recovery
+from swamp_orch.store.bookkeeping import ACCESS, STEP_LEASE
+from swamp_orch.store.interface import Batch
+from swamp_orch.store.sqlite import SqliteStore
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import NotFound, UsageError
 from swamp_proto.limits import MIB
@@ -183,6 +187,44 @@ async def test_what_it_was_told_is_masked_after_a_restart(
         (row,) = (await site.over())["jobs"][0]["steps"]
         assert row["error"] == "not with ***"
         assert await kept(site) == []
+
+
+async def test_a_secret_that_goes_out_with_a_dispatch_is_recorded_in_the_transaction_of_its_grant(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = site.root / "models" / "command" / "shell"
+    folder.mkdir(parents=True)
+    run = 'echo ${{ vault.get("main", "api") }}'
+    (folder / "sh.yaml").write_text(
+        f"type: command/shell\nid: {IDS['foreign'][:-4]}aaaa\nname: sh\nversion: 1\n"
+        f"methods: {{execute: {{arguments: {{run: {json.dumps(run)}}}}}}}\n"
+    )
+    batches: list[Batch] = []
+    submit = SqliteStore.submit
+
+    def noting(self: SqliteStore, batch: Batch) -> Any:
+        batches.append(batch)
+        return submit(self, batch)
+
+    monkeypatch.setattr(SqliteStore, "submit", noting)
+    await site.live.call("model.method_run", {"name": "sh", "method": "execute"})
+    step = await site.next_step(None)
+    (grant,) = (
+        batch
+        for batch in batches
+        if any(one.model_type == STEP_LEASE and one.expect == 0 for one in batch.records)
+    )
+    assert [one.model_type for one in grant.records].count(ACCESS) == 1
+    (access,) = site.attributes('modelType == "swamp/access"')  # nobody flushed anything
+    assert (access["verb"], access["vault"], access["key"], access["allowed"]) == (
+        "secret",
+        "main",
+        "api",
+        True,
+    )
+    assert access["dispatchId"] == step.dispatch.dispatch
+    await step.end()
+    await site.over()
 
 
 async def test_the_audit_tells_who_read_who_wrote_and_who_was_refused(site: Site, step: Step) -> None:
