@@ -5,12 +5,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
-from swamp_proto import capabilities, codec, limits
+from swamp_orch.gateway.dataplane import METHODS
+from swamp_proto import capabilities, codec, dataplane, limits
 from swamp_proto.errors import PERMANENT_REFUSALS, RefusalCode
 from swamp_proto.limits import Tempo
 from swamp_proto.messages import RULES, Side
+from swamp_proto.messages.capability import WriteBatch, Written
 from swamp_proto.session import PERMITTED, TRANSITIONS, State
 from swamp_proto.vectors import VALID, readable
 from swamp_proto.vectors.schema import schema
@@ -233,3 +236,74 @@ def test_the_capabilities_are_those_of_the_table() -> None:
         ]
         for rule in capabilities.RULES
     ]
+
+
+DATA_PLANE = section("## The data plane")
+BODIES = re.findall(r"^```body (\w+)\n(.*)\n([0-9a-f\n]+)```$", TEXT, re.MULTILINE)
+
+
+def test_the_paths_of_the_data_plane_are_those_of_the_grammar() -> None:
+    uuid, digest = "0b9c1f6e-6f0e-4f0a-9a55-2f1f6c3f7a10", "ab" * 32
+    filled = {"<record>": uuid, "<dispatch>": uuid, "<sha256>": digest, "<n>": "7"}
+    (rows,) = tables(section("### Requests"))[:1]
+    named = []
+    for methods, path, *_ in rows:
+        for hole, value in filled.items():
+            path = path.replace(hole, value)
+        found = dataplane.parse_path(path)
+        assert found is not None, path
+        assert found.key in (uuid, digest)
+        named.append((found.route, methods))
+    assert {route for route, _ in named} == set(dataplane.Route)
+    served = {
+        route: ", ".join(methods for one, methods in named if one is route) for route in dataplane.Route
+    }
+    assert served == {route: ", ".join(methods) for route, methods in METHODS.items()}
+
+
+def test_the_headers_of_the_data_plane_are_those_of_the_program() -> None:
+    named = [row[0] for row in tables(section("### Requests"))[1]]
+    assert named == ["authorization", dataplane.DISPATCH_HEADER, dataplane.FENCE_HEADER]
+    named = [row[0] for row in tables(section("### Uploads"))[0]]
+    assert set(named) == {dataplane.UPLOAD_OFFSET, dataplane.UPLOAD_LENGTH, dataplane.UPLOAD_DIGEST}
+
+
+def test_every_code_of_the_data_plane_stands_there_with_its_status() -> None:
+    (rows,) = tables(section("### Refusals of the data plane"))
+    assert {code: int(status) for code, status in rows} == {
+        code.value: status for code, status in dataplane.STATUS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        f"below `{dataplane.PREFIX}/`",
+        f"the statuses {', '.join(map(str, sorted(dataplane.RETRIED)))}.",
+        f"no answer within {limits.DATA_ANSWER_S:g} s",
+        f"the ceiling {limits.DATA_RETRY_S_MIN:g} s at first and doubled up to {limits.DATA_RETRY_S_MAX:g} s",
+        f"`content-type: {dataplane.BODY_TYPE}`; at most {limits.WRITE_BODY_MAX} bytes",
+        f"1 to {limits.WRITE_RECORDS_MAX} values of `Output`",
+        f"Content in it is at most {limits.INLINE_WRITE_MAX} bytes a record",
+        f"bytes of the whole upload, at most {limits.DATA_BODY_MAX}",
+        f"sends at most {limits.UPLOAD_CHUNK} bytes in one",
+        f"every {limits.UPLOAD_SYNC} bytes are made safe",
+        f"At most {limits.UPLOADS_PER_DISPATCH_MAX} uploads of a dispatch are open at once",
+    ],
+)
+def test_numbers_of_the_data_plane_are_the_limits(sentence: str) -> None:
+    assert sentence in " ".join(DATA_PLANE.split())
+
+
+def test_both_bodies_have_an_example() -> None:
+    assert [name for name, _, _ in BODIES] == ["WriteBatch", "Written"]
+    assert TEXT.count("```body ") == len(BODIES)
+
+
+@pytest.mark.parametrize(("name", "value", "data"), BODIES, ids=[name for name, _, _ in BODIES])
+def test_a_body_is_what_the_program_sends_to_the_byte(name: str, value: str, data: str) -> None:
+    kind = {"WriteBatch": WriteBatch, "Written": Written}[name]
+    found = codec.decode_body(bytes.fromhex(data), kind, limits.WRITE_BODY_MAX)
+    assert codec.encode_body(found).hex() == data.replace("\n", "")
+    shown = json.loads(json.dumps(attrs.asdict(found), default=lambda held: readable(bytes(held))))
+    assert json.loads(value) == shown
