@@ -8,7 +8,7 @@ and the durable records, never what a core believes, except where what a core be
 import json
 from typing import TYPE_CHECKING, Any
 
-from swamp_orch.core.lease_values import AskCancel, EndReason, LeaseState, RequeueStep
+from swamp_orch.core.lease_values import AskCancel, EndReason, LeaseState, RefuseWrite, RequeueStep
 from swamp_orch.core.runplan import ENDS, StepStatus
 from swamp_orch.definitions.values import OnWorkerLost
 from swamp_orch.engine.steps import StepState
@@ -45,6 +45,8 @@ class Checks:
         self.executions: dict[str, Execution] = {}  # by dispatch
         self.of_step: dict[StepId, list[Execution]] = {}
         self.written: dict[str, StepId] = {}  # dispatches with a durable write
+        self.acted: set[str] = set()  # names of records that code wrote while it ran
+        self.heard: set[str] = set()  # … whose author was told so
         self.fences: dict[StepId, int] = {}
         self.ended_steps: dict[tuple[str, str], str] = {}  # (run, record name) -> status
         self.ended_runs: dict[str, str] = {}
@@ -148,6 +150,8 @@ class Checks:
                     holds = lease is not None and lease["state"] == "active" and lease["hasWrites"]
                     demand(holds, "fence", f"a write of {dispatch} was admitted: {lease}")
                     self.written.setdefault(dispatch, (new.owner.run, new.owner.job, new.owner.step))
+                    demand(new.name not in self.acted, "a write acts once", new.name)
+                    self.acted.add(new.name)
                 else:
                     demand(ends.get(dispatch) is True, "one transaction", f"outputs of {dispatch} alone")
             elif new.spec == "step":
@@ -180,7 +184,9 @@ class Checks:
 
     # ── what is acknowledged ────────────────────────────────────────────────────────────────────────────────
     def effect(self, engine: "Orchestrator", effect: Any) -> None:
-        """Nothing is said before it is durable: no cancel, no end of a lease, no place for its step."""
+        """Nothing is said before it is durable: no cancel, no end of a lease, no place for its step. A write under a lease that
+        lives is not refused.
+        """
         match effect:
             case AskCancel(dispatch=dispatch):
                 lease = self.durable_lease(dispatch)
@@ -197,6 +203,12 @@ class Checks:
                 wrote = decided.dispatch in self.written
                 rule = decided.on_worker_lost is OnWorkerLost.REDISPATCH
                 demand(not wrote or rule, "write, then fail", f"{decided.dispatch} wrote and is placed again")
+            case RefuseWrite(request=request):
+                message = engine.write_of(request)
+                lease = self.durable_lease(message.dispatch)
+                is_over = lease is None or lease["state"] != "active"
+                holds = is_over or engine.leases.admits(message.dispatch, message.fence) is None
+                demand(holds, "a live lease admits writes", f"{request} was refused")
 
     def finish_noted(self, engine: "Orchestrator", dispatch: str, accepted: bool) -> None:
         """A worker forgets a result when it is told to: only when its end is durable."""
@@ -212,6 +224,22 @@ class Checks:
         dispatch = execution.dispatch.dispatch
         found = self.world.disk.durable("m", f"out-{dispatch}-{number}")
         demand(found is not None, "nothing acknowledged is forgotten", f"write {number} of {dispatch}")
+
+    def write_heard(self, execution: "Execution", number: int) -> None:
+        """What its author was told to be written is there when he hears of it."""
+        name = f"out-{execution.dispatch.dispatch}-{number}"
+        self.heard.add(name)
+        found = self.world.disk.durable("m", name)
+        demand(found is not None, "nothing acknowledged is forgotten", f"{name}, as its author heard of it")
+
+    def orchestrator_died(self) -> None:
+        """An acknowledged write survives any crash."""
+        for name in sorted(self.heard):
+            demand(
+                self.world.disk.durable("m", name) is not None,
+                "nothing acknowledged is forgotten",
+                f"{name} went with the orchestrator",
+            )
 
     def run_acknowledged(self, engine: "Orchestrator", run: str) -> None:
         """A run whose id was told to somebody is known after any crash."""
@@ -358,6 +386,7 @@ def everything_is_over(checks: Checks) -> None:
         demand(not holders, "every slot is freed", f"{worker.name} is held by {holders}")
     for record, lease in world.before.items():
         demand(lease["state"] != "active", "every lease ends", f"{record} is active")
+    checks.orchestrator_died()
     for (run, name), status in checks.ended_steps.items():
         demand(StepStatus(status) in ENDS, "every step ends", f"{name} of {run}")
     for machine in world.machines.values():

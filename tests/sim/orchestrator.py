@@ -344,29 +344,40 @@ class Orchestrator:
 
     # ── the data plane ──────────────────────────────────────────────────────────────────────────────────────
     def write_arrived(self, execution: Execution, number: int, key: str) -> None:
-        """A request of running code. The same request may come more than once."""
-        if key in self.store._disk.keys:
-            self.world.write_answered(execution, number, True)
-        elif key not in self._writes:
+        """A request of running code. The same request may come more than once, at once and much later."""
+        if key not in self._writes:
             self._writes[key] = (execution, number)
-            dispatch = execution.dispatch
-            self.tell(self.core.WriteArrived(dispatch.dispatch, dispatch.fence, key, f"out-{number}"))
+            self._ask_to_write(execution, number, key)
+
+    def write_of(self, key: str) -> Dispatch:
+        """Whose write it is."""
+        return self._writes[key][0].dispatch
+
+    def _ask_to_write(self, execution: Execution, number: int, key: str) -> None:
+        dispatch = execution.dispatch
+        self.tell(self.core.WriteArrived(dispatch.dispatch, dispatch.fence, key, f"out-{number}"))
 
     def _write(self, key: str, lease: Lease, first: bool) -> Any:
+        """As `engine/admissions.py`: the store knows whether it knows the key."""
         execution, number = self._writes[key]
         batch = self.world.data_batch(execution, number, key, lease, first)
         answer = yield self.loop.future(self.store.submit(batch))
-        if isinstance(answer, SwampError):
-            if first:
-                yield from self._commit_failed(lease.dispatch, answer)
-            elif not isinstance(answer, Conflict):
-                yield STORE_RETRY_S
-            dispatch = execution.dispatch
-            self.tell(self.core.WriteArrived(dispatch.dispatch, dispatch.fence, key, f"out-{number}"))
-            return
-        if first:
+        if first and isinstance(answer, SwampError):
+            yield from self._commit_failed(lease.dispatch, answer)
+        elif first and answer.replayed:
+            yield from self._commit_failed(lease.dispatch, Conflict("the write is known already"))
+        elif first:
             self.tell(self.core.Committed(lease.dispatch))
+        elif isinstance(answer, Conflict):
+            stored = self.stored(lease.dispatch)
+            assert stored is not None
+            self.tell(self.core.StoredOtherwise(lease.dispatch, stored))
+        if isinstance(answer, Conflict):
+            self._ask_to_write(execution, number, key)
+            return
         del self._writes[key]
+        if isinstance(answer, SwampError):
+            return  # no room: it is said so, and the request comes again
         self.checks.write_acknowledged(self, execution, number)
         self.world.write_answered(execution, number, True)
 

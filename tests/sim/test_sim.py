@@ -3,15 +3,21 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
 from swamp_orch.core import tokens
 from swamp_orch.core.lease_table import TRANSITIONS
+from swamp_orch.store.interface import Batch
 
 from .caught import CAUGHT
+from .checkers import Broke
+from .machine import Execution
 from .mutants import Mutant, plant
+from .orchestrator import Orchestrator
 from .scenarios import STORIES
 from .world import Cores, World
 
@@ -143,6 +149,55 @@ def test_the_same_seed_is_the_same_world_whatever_the_hash_seed() -> None:
 @pytest.mark.parametrize("seed", (7, 31, 99))
 def test_what_a_core_does_depends_on_what_it_was_told(seed: int) -> None:
     assert lived(seed, keep=True).journal.replay() > 100
+
+
+def _without_key(batch: Batch) -> Batch:
+    return attrs.evolve(batch, idempotency=None)
+
+
+def _without_guard(batch: Batch) -> Batch:
+    return attrs.evolve(batch, guards=())
+
+
+def _without_mark(batch: Batch) -> Batch:
+    return attrs.evolve(batch, records=batch.records[-1:])
+
+
+@pytest.mark.parametrize(
+    ("forget", "promise", "seed"),
+    [
+        (_without_key, "a write acts once", 1),
+        (_without_guard, "fence", 118),
+        (_without_mark, "fence", 1),
+    ],
+)
+def test_a_write_that_commits_without_what_guards_it_is_caught(
+    forget: Callable[[Batch], Batch], promise: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = World.data_batch
+    monkeypatch.setattr(World, "data_batch", lambda *given: forget(real(*given)))
+    assert _caught(seed) == promise
+
+
+def test_a_write_acknowledged_before_it_is_durable_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Orchestrator.write_arrived
+
+    def hasty(engine: Orchestrator, execution: Execution, number: int, key: str) -> None:
+        engine.world.write_answered(execution, number, True)
+        real(engine, execution, number, key)
+
+    monkeypatch.setattr(Orchestrator, "write_arrived", hasty)
+    assert _caught(1) == "nothing acknowledged is forgotten"
+
+
+def _caught(first: int) -> str:
+    """The promise that the first seed to notice finds broken: the one that did at first, or a later one."""
+    for seed in (first, *range(1, 41)):
+        try:
+            World(seed, steps_max=60_000).run()
+        except Broke as broke:
+            return str(broke).partition(":")[0]
+    return "nobody notices"
 
 
 @pytest.mark.parametrize(("chain", "mutant", "seed"), CAUGHT, ids=str)

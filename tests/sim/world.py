@@ -211,6 +211,7 @@ class World:
             self.incarnations += 1
             following = Process(f"orchestrator {self.incarnations}")
             self.disk = self.disk.found_by(following)
+            self.checks.orchestrator_died()
             for _, wire in self.wires:
                 wire.died(Side.ORCHESTRATOR)
             self.wires.clear()
@@ -283,6 +284,11 @@ class World:
         for _ in range(times):
             delay_s = self.weather.delay(execution.machine.name) * dice.choice((1, 1, 1, 20))
             self.loop.after(delay_s, None, self._write_arrives, execution, number)
+        stray = self.chance.of(f"stray/{execution.machine.name}")
+        if not self.weather.calm and stray.random() < self.weather.write_loss / 4:
+            # Somebody on the way says it once more when all may be over: its lease, its step, the orchestrator that knew it.
+            late_s = self.tempo.grace_s * stray.choice((0.5, 1.5, 4.0))
+            self.loop.after(late_s, None, self._write_arrives, execution, number)
         self.loop.after(self.tempo.grace_s / 10, execution.machine.host, self._send_write, execution, number)
 
     def _write_arrives(self, execution: Execution, number: int) -> None:
@@ -300,9 +306,12 @@ class World:
                 self._wrote,
                 execution,
                 number,
+                yes,
             )
 
-    def _wrote(self, execution: Execution, number: int) -> None:
+    def _wrote(self, execution: Execution, number: int, yes: bool | None) -> None:
+        if yes:
+            self.checks.write_heard(execution, number)
         if number not in execution.answered:
             execution.answered.add(number)
             execution.wrote += 1
@@ -585,18 +594,18 @@ class World:
             self._died(worker.process)
 
     def _end_elsewhere(self) -> None:
-        """Another process ends a lease that has not written, by compare-and-swap."""
+        """Another process ends a lease by compare-and-swap: one that has written, as failed."""
         found = [
             lease
             for lease in (self._read(record) for record in list(self.before)[-8:])
-            if lease is not None and lease.active and not lease.wrote and lease.worker is not None
+            if lease is not None and lease.active and lease.worker is not None
         ]
         if found and not self.weather.is_full():
             lease = self.chance.of("fault/end_elsewhere/which").choice(found)
             ended = attrs.evolve(
                 lease,
-                state=LeaseState.EXPIRED,
-                reason=EndReason.ABANDONED,
+                state=LeaseState.FAILED if lease.wrote else LeaseState.EXPIRED,
+                reason=EndReason.WRITE_THEN_DROP if lease.wrote else EndReason.ABANDONED,
                 cause="an operator ended it",
                 ended_ms=self.wall_ms(),
                 replace_ms=self.wall_ms() + round(self.tempo.grace_s * 1000),
