@@ -40,7 +40,6 @@ from swamp_orch.core.lease_values import (
     RequeueStep,
     SlotStuck,
 )
-from swamp_orch.core.tokens import mint_over
 from swamp_orch.engine.admissions import Admissions, lease_ended
 from swamp_orch.engine.ingress import Ingress
 from swamp_orch.engine.logs import LogSpool
@@ -59,7 +58,7 @@ from swamp_orch.store.interface import (
     json_content,
 )
 from swamp_orch.store.trio_store import answer as answered
-from swamp_orch.tokens.records import read_token
+from swamp_orch.tokens.standing import Standing
 from swamp_proto.envelope import Request
 from swamp_proto.errors import Broken, Conflict, RefusalCode, Refused, SwampError
 from swamp_proto.limits import BOOKKEEPING_VERSIONS_KEPT, CANCEL_TERM_S, STALL_S, STORE_RETRY_S, Tempo
@@ -238,6 +237,7 @@ class Flights:
         self._placing = placing
         self._report = reporter
         self._settled_here = settle
+        self._standing = Standing(store)
         self._leases = core.Leases()
         self._flights: dict[str, Flight] = {}
         self._unnoted: dict[
@@ -618,8 +618,7 @@ class Flights:
         name, mint_id = flight.lease.token_name, flight.lease.mint_id
         if not mint_id:
             return  # the loopback's
-        token = await trio.to_thread.run_sync(read_token, self._store, name)
-        why = mint_over(token, mint_id, self._clock_ms())
+        why = self._standing.over(name, mint_id, self._clock_ms())
         if why is None:
             return
         try:
