@@ -175,7 +175,7 @@ def _step() -> dict[str, Any]:
                         {
                             "specName": _TEXT,
                             "lifetime": _TEXT,
-                            "garbageCollection": {"oneOf": [_TEXT, {"type": "integer", "minimum": 1}]},
+                            "garbageCollection": {"type": "integer", "minimum": 1},
                             "tags": _TEXTS,
                             "vary": {"type": "array", "items": _TEXT},
                             "vaultName": _TEXT,

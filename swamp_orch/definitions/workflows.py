@@ -50,6 +50,7 @@ from swamp_orch.definitions.values import (
 )
 from swamp_orch.definitions.yaml_edit import set_key
 from swamp_orch.definitions.yaml_source import DocumentPath, load_text
+from swamp_orch.store.retention import lifetime_ms
 from swamp_proto.errors import AlreadyExists, LocalError
 from swamp_proto.ids import is_name
 
@@ -68,6 +69,7 @@ STEP_KEYS: Final = (
 FOR_EACH_KEYS: Final = ("item", "in")
 RETRY_KEYS: Final = ("attempts", "backoff")
 TRIGGER_KEYS: Final = ("schedule", "timezone", "inputs")
+LIFETIMES: Final = frozenset({"infinite", "ephemeral", "job", "workflow"})  # beside durations
 OVERRIDE_KEYS: Final = ("specName", "lifetime", "garbageCollection", "tags", "vary", "vaultName")
 
 BACKOFF_S_DEFAULT: Final = 1.0
@@ -452,11 +454,13 @@ def _read_overrides(fields: Fields) -> tuple[Mapping[str, Any], ...]:
         for key in ("lifetime", "vaultName"):
             if key in inner:
                 override[key] = inner.text(key)
+        lifetime = override.get("lifetime", "infinite")
+        if lifetime not in LIFETIMES and lifetime_ms(lifetime) is None:
+            inner.problem(
+                f"'lifetime' of {inner.what} is none: '{lifetime}'", "write 30d, 12h or infinite", "lifetime"
+            )
         if "garbageCollection" in inner:
-            if isinstance(inner.data["garbageCollection"], str):
-                override["garbageCollection"] = inner.text("garbageCollection")
-            else:
-                override["garbageCollection"] = inner.whole("garbageCollection", 1, minimum=1)
+            override["garbageCollection"] = inner.whole("garbageCollection", 1, minimum=1)
         if "tags" in inner:
             override["tags"] = inner.texts("tags")
         if "vary" in inner:

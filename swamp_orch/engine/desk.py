@@ -520,7 +520,9 @@ def translated(error: SwampError) -> CallRefused:
 
 def _producer(flight: Flight) -> Producer:
     order, message = flight.order, flight.message
-    return Producer(flight.origin, order.model, order.model_type, message.dispatch, message.fence)
+    return Producer(
+        flight.origin, order.model, order.model_type, message.dispatch, message.fence, order.overrides
+    )
 
 
 def _digest_of(call: Call) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from swamp_orch.api.application import Application
+from swamp_orch.engine.overrides import suffix_of
 from swamp_orch.store.bookkeeping import WORKER, iso
 from swamp_orch.store.interface import Comparison, Kind, Record, Selection, Store, Term
 from swamp_proto.errors import NotFound
@@ -113,4 +114,4 @@ def _of(model: str) -> tuple[Term, ...]:
 
 
 def _varied(name: str, vary: list[Any] | None) -> str:
-    return "-".join((name, *(str(value) for value in vary or ())))
+    return "-".join((name, *(suffix_of(value) for value in vary or ())))

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -51,6 +52,7 @@ from swamp_orch.engine.access_scope import AccessScope, scope_of
 from swamp_orch.engine.approvals import ApprovalOrder
 from swamp_orch.engine.children import NestedOrder
 from swamp_orch.engine.lineage import Parent, parent_of
+from swamp_orch.engine.overrides import OutputOverride, overrides_of
 from swamp_orch.expressions.evaluate import evaluate, evaluate_tree
 from swamp_orch.expressions.scope import Scope
 from swamp_orch.expressions.secret import Secret, SecretRef, mask_tree, resolve_tree
@@ -102,6 +104,7 @@ class Order:
     environment: Mapping[str, str] = attrs.field(repr=False)
     read_secret: ReadSecret = attrs.field(repr=False)
     sensitive: tuple[str, ...] = attrs.field(repr=False, default=())  # values of sensitive inputs
+    overrides: tuple[OutputOverride, ...] = ()  # of what it stores
 
     @property
     def requirement(self) -> str:
@@ -558,7 +561,7 @@ class Orders:
         placement = self._placement(state.step.placement, scope, where)
         written = parse_tree(task.inputs, where) if run.request.kind == "workflow" else literal_tree(None)
         values = _Plain(arguments, shared, sensitive)
-        return self._order(run, state, method, values, shell, placement, (written,))
+        return self._order(run, state, method, values, shell, placement, (written,), inputs)
 
     def _plain_order(self, run: "Run", state: "StepState") -> Order | None:
         """The order of a step without inputs, of a method without expressions: made from the arguments found once per run."""
@@ -588,6 +591,7 @@ class Orders:
         shell: ShellText | None,
         placement: Placement,
         written: tuple[Tree, ...] = (),
+        inputs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Order:
         workflow, definition, model_type = run.request.workflow, method.definition, method.type
         state.bundle = model_type.bundle
@@ -609,7 +613,27 @@ class Orders:
             environment={**self._environment, **more} if more else self._environment,
             read_secret=(None if lent is None else lent.read_secret) or self._secret,
             sensitive=values.sensitive,
+            overrides=self._overrides(run, state, model_type, values, inputs) if state.step.overrides else (),
         )
+
+    def _overrides(
+        self,
+        run: "Run",
+        state: "StepState",
+        model_type: ModelType,
+        values: _Plain,
+        inputs: Mapping[str, Any],
+    ) -> tuple[OutputOverride, ...]:
+        request, step = run.request, state.step
+        own = {step.for_each.item: state.item} if step.for_each is not None else {}
+        dimensions = {**request.inputs, **own, **values.arguments, **inputs}
+        hidden = (
+            *values.sensitive,
+            *request.sensitive,
+            *sensitive_texts(request.workflow.inputs, request.inputs),
+        )
+        where = run.where(state.key.job, step)
+        return overrides_of(step.overrides, model_type, dimensions, hidden, where)
 
     def _access(
         self, definition: ModelDefinition, model_type: ModelType, method: str, written: tuple[Tree, ...]

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from swamp_orch.definitions.values import ModelDefinition
+from swamp_orch.engine.overrides import OutputOverride
 from swamp_orch.reports.report import LIFETIME as REPORT_LIFETIME
 from swamp_orch.reports.report import VERSIONS_KEPT as REPORT_VERSIONS_KEPT
 from swamp_orch.store import bookkeeping
@@ -132,6 +133,7 @@ class Producer:
     model_type: ModelType
     dispatch: str
     fence: int
+    overrides: tuple[OutputOverride, ...] = ()  # of the step
 
     def owner(self) -> Owner:
         origin = self.origin
@@ -175,7 +177,7 @@ class Producer:
         found |= origin.tags
         if outcome:
             found["outcome"] = outcome
-        return NewRecord(
+        record = NewRecord(
             model_type=model.type,
             model_id=model.id,
             model_name=model.name,
@@ -191,6 +193,10 @@ class Producer:
             owner=self.owner(),
             outcome=outcome,
         )
+        for override in self.overrides:
+            if override.spec == spec_name:
+                record = override.apply(record)
+        return record
 
 
 def output_records(

@@ -448,7 +448,9 @@ class StepWork:
         if contents is None:
             contents = [await _content(store, await _masked(flight, output)) for output in finished.outputs]
         message = flight.message
-        producer = Producer(flight.origin, order.model, order.model_type, message.dispatch, message.fence)
+        producer = Producer(
+            flight.origin, order.model, order.model_type, message.dispatch, message.fence, order.overrides
+        )
         return records.output_records(producer, finished, log, contents)
 
     async def _seal_partial(self, order: Order, flight: Flight) -> None:

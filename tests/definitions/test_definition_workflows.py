@@ -228,6 +228,10 @@ BAD: list[tuple[str, str]] = [
     ),
     (workflow(top="reports: {requires: []}"), "3: Unknown key 'requires' on the reports. Did you mean 'require'? Valid reports keys: require, skip"),
     (
+        workflow(step="dataOutputOverrides:\n  - {specName: result, lifetime: soon}"),
+        "8: 'lifetime' of a data output override of step 's' is none: 'soon'",
+    ),
+    (
         workflow(step="dataOutputOverrides:\n  - {specName: result, ttl: 1d}"),
         "8: Unknown key 'ttl' on a data output override of step 's'. Valid override keys: specName, lifetime,"
         " garbageCollection, tags, vary, vaultName",
