@@ -149,7 +149,7 @@ class Parity:
 
     @report
     async def summary(self, context: Context, findings: Findings) -> Report:
-        return Report("# what happened\\n", {"status": findings.status})
+        return Report("# what happened\\n", {"succeeded": findings.succeeded})
 '''
 
 SHELL: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
