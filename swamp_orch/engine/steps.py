@@ -28,7 +28,7 @@ from swamp_orch.engine.lineage import Child
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.records import Producer, artifact
-from swamp_orch.engine.writes import written_under
+from swamp_orch.engine.writes import as_blob, written_under
 from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.errors import NO_ROOM
@@ -521,19 +521,10 @@ async def _masked(flight: Flight, output: Output) -> Output:
 
 
 async def _content(store: Store, output: Output) -> Content:
-    if len(output.content) <= INLINE_CONTENT_MAX:
-        return Content(output.content, sha256(output.content).hexdigest(), len(output.content))
-
-    def stage() -> Content:
-        writer = store.stage()
-        try:
-            writer.write(output.content)
-        except BaseException:
-            writer.discard()
-            raise
-        return writer.finish()
-
-    return await trio.to_thread.run_sync(stage)
+    content = Content(output.content, sha256(output.content).hexdigest(), len(output.content))
+    if content.size <= INLINE_CONTENT_MAX:
+        return content
+    return await trio.to_thread.run_sync(as_blob, store, content)
 
 
 def _described(made: tuple[NewRecord, ...], appended: tuple[Appended, ...]) -> tuple[dict[str, Any], ...]:

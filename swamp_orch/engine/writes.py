@@ -69,7 +69,9 @@ def enter(
     if spec.kind == "resource":
         raw = content.inline if content.inline is not None else _read(store, content)
         content = attrs.evolve(content, canonical=check_resource(spec, output, raw))
-    return content if content.inline is None or content.size <= INLINE_CONTENT_MAX else _stage(store, content)
+    return (
+        content if content.inline is None or content.size <= INLINE_CONTENT_MAX else as_blob(store, content)
+    )
 
 
 def declared(model_type: ModelType, output: Output) -> OutputSpec:
@@ -163,7 +165,8 @@ def _read(store: Store, content: Content) -> bytes:
         return file.read()
 
 
-def _stage(store: Store, content: Content) -> Content:
+def as_blob(store: Store, content: Content) -> Content:
+    """The same content as a blob that a row can name. Blocking."""
     assert content.inline is not None
     writer = store.stage()
     try:
