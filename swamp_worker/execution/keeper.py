@@ -13,7 +13,9 @@ Rules that hold here:
   our successor (`reap_predecessor`).
 - One directory, one holder: the caller holds the directory's lock.
 - A keeper that ends is replaced at once, and it is said.
-- On Linux we are a child subreaper: orphans of a step become our children, are counted (`strays`) and reaped.
+- On Linux we are a child subreaper: orphans of a step become our children, are counted (`strays`) and reaped. One that comes
+  after its step was forgotten is reaped too: our children are looked at while anything runs, once after the last that ran, and
+  for as long as there is one that nobody knows. Nothing wakes up otherwise.
 """
 
 import contextlib
@@ -36,7 +38,7 @@ from swamp_worker.execution.registry import ENTRIES_MAX, Entry, Registry, boot_i
 REGISTRY_NAME: Final = "running.registry"
 _READY_S: Final = 10.0
 _REAP_S: Final = 10.0
-_UNKNOWN_LOOK_S: Final = 2.0  # between two looks at children nobody knows
+_ORPHANS_LOOK_S: Final = 2.0  # from a start or an end to a look at our children, and between two looks
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 Say = Callable[[str], None]
@@ -50,8 +52,7 @@ class Keeper:
         self._places: dict[str, int] = {}
         self._leaders: dict[int, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self._unknown: set[int] = set()
-        self._unknown_came = trio.lowlevel.ParkingLot()
+        self._look_due = trio.Event()  # something started or ended since the last look at our children
         self.is_subreaper = is_subreaper
 
     @property
@@ -77,6 +78,7 @@ class Keeper:
         """It runs; its group is `pid`."""
         self._registry.register(self._places[dispatch], pid)
         self._leaders[pid] = dispatch
+        self._look_due.set()
 
     def limit(self, dispatch: str, kill_by_ns: int) -> None:
         """Set the dispatch's own latest instant, boot clock; 0 takes it back."""
@@ -87,6 +89,7 @@ class Keeper:
         self._registry.forget(self._places.pop(dispatch))
         if pid is not None:
             self._leaders.pop(pid, None)
+        self._look_due.set()
 
     def killed(self, dispatch: str) -> bool:
         """Whether the keeper ended it."""
@@ -103,26 +106,23 @@ class Keeper:
     def strays(self, dispatch: str) -> list[int]:
         """Living orphans of a dispatch whose group is empty: children of ours that left its session. Cheap
         when none.
-
-        Dead ones are reaped on the way when they are surely nobody else's.
         """
         if not self.is_subreaper:
             return []
         listed = procfs.children()
         if listed is None:
             return self.left(dispatch, None)
-        own = self._process.pid if self._process else 0
-        unknown = [pid for pid in listed if pid not in self._leaders and pid != own]
-        if unknown:
-            self._unknown.update(unknown)
-            self._unknown_came.unpark_all()
-        return [pid for pid in unknown if procfs.carries(pid, (dispatch,)) is not None]
+        return [pid for pid in self._unknown(listed) if procfs.carries(pid, (dispatch,)) is not None]
 
     def is_unclear(self) -> bool:
         """Whether one of our children may be anybody's: it is just becoming another program. Cheap when there are none."""
         listed = procfs.children() if self.is_subreaper else None
+        return any(procfs.is_unclear(pid) for pid in self._unknown(listed or []))
+
+    def _unknown(self, listed: list[int]) -> list[int]:
+        """Of our children, those that nobody registered."""
         own = self._process.pid if self._process else 0
-        return any(procfs.is_unclear(pid) for pid in listed or () if pid not in self._leaders and pid != own)
+        return [pid for pid in listed if pid not in self._leaders and pid != own]
 
     def left(self, dispatch: str, group: int | None) -> list[int]:
         """Every living process of a dispatch: of its group, and with its marker wherever it went. Reads all
@@ -212,29 +212,28 @@ class Keeper:
                 if self._process is not None:
                     await _ended(self._process)
 
-    async def _reap_unknown(self) -> None:
+    async def _reap_orphans(self) -> None:
         """Orphans that came to us and died are ours to reap; a child that other code started is that code's.
 
-        They look the same. But whoever started a child waits for it, so one that is dead at two looks in a row has nobody.
+        They look the same. But whoever started a child waits for it, so one that is dead at two looks in a row has nobody. Orphans
+        come from a living child of ours, known or not, and from nowhere else: without any there is nothing to look for.
         """
         dead: set[int] = set()
-        while True:
-            if not self._unknown:
-                dead = set()
-                await self._unknown_came.park()
-            await trio.sleep(_UNKNOWN_LOOK_S)
-            now_dead = set()
-            for pid in sorted(self._unknown):
-                found = procfs.process(pid)
-                if found is None or found.parent != os.getpid():
-                    self._unknown.discard(pid)
-                elif found.dead and pid in dead:
-                    self._unknown.discard(pid)
-                    with contextlib.suppress(ChildProcessError):
-                        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead and does not block
-                elif found.dead:
-                    now_dead.add(pid)
+        while self.is_subreaper:
+            await self._look_due.wait()
+            await trio.sleep(_ORPHANS_LOOK_S)
+            self._look_due = trio.Event()
+            listed = procfs.children()
+            if listed is None:
+                listed = [each.pid for each in procfs.processes() if each.parent == os.getpid()]
+            unknown = self._unknown(listed)
+            now_dead = {pid for pid in unknown if (found := procfs.process(pid)) is not None and found.dead}
+            for pid in sorted(now_dead & dead):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead and does not block
             dead = now_dead
+            if unknown or self._leaders:
+                self._look_due.set()
 
 
 @contextlib.asynccontextmanager
@@ -257,7 +256,7 @@ async def open_keeper(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper._stay, held, say)
-            nursery.start_soon(keeper._reap_unknown)
+            nursery.start_soon(keeper._reap_orphans)
             try:
                 yield keeper
             finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from conftest import Lines, shell
 
 from swamp_proto.messages.dispatch import Outcome
@@ -126,7 +127,7 @@ async def gone(dispatch: str) -> None:
 async def test_kill_9_of_the_holder_leaves_nothing(tmp_path: Path) -> None:
     holder = Holder(tmp_path, "kill-nine")
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             keeper = await holder.up()
             holder.process.send_signal(signal.SIGKILL)
             await gone("kill-nine")
@@ -154,7 +155,7 @@ def cmdline(pid: int) -> bytes:
 async def test_a_successor_reaps_when_holder_and_keeper_are_both_dead(tmp_path: Path) -> None:
     holder = Holder(tmp_path, "both-dead")
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             keeper = await holder.up()
             os.kill(keeper, signal.SIGSTOP)  # it cannot act on the end of its parent before it is dead itself
             holder.process.send_signal(signal.SIGKILL)
@@ -175,7 +176,7 @@ async def test_a_stopped_holder_loses_its_step_at_the_give_up_instant(tmp_path: 
     """SIGSTOP past ⅞G: the keeper kills; the holder, going on, says abandoned and nothing else."""
     holder = Holder(tmp_path, "stopped", grace=2.0)
     try:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await holder.up()
             holder.process.send_signal(signal.SIGSTOP)
             await gone("stopped")
@@ -197,7 +198,7 @@ async def test_the_keeper_enforces_a_dispatchs_own_instant(tmp_path: Path) -> No
         async def execute() -> None:
             found.append(await executor.execute(dispatch, lines, Control()))
 
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(execute)
                 await lines.came.wait()
@@ -211,7 +212,7 @@ async def test_a_keeper_that_dies_is_replaced_and_said(tmp_path: Path) -> None:
     async with open_keeper(tmp_path, "me", say=said.append) as keeper:
         first = keeper.pid
         assert first is not None
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             os.kill(first, signal.SIGKILL)
             while keeper.pid in (first, None):
                 await trio.sleep(0.01)
@@ -221,23 +222,86 @@ async def test_a_keeper_that_dies_is_replaced_and_said(tmp_path: Path) -> None:
         assert "keeper" in said[0]
 
 
+async def is_reaped(pid: int) -> None:
+    """Until nothing has the number; a zombie has it still."""
+    while procfs.process(pid) is not None:
+        await trio.sleep(0.02)
+
+
+async def number_in(path: Path) -> int:
+    """What somebody writes there, a line of its own."""
+    while not (path.exists() and path.read_text().endswith("\n")):
+        await trio.sleep(0.02)
+    return int(path.read_text())
+
+
 async def test_orphans_that_died_are_reaped_and_children_of_others_are_not(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(keeper_module, "_UNKNOWN_LOOK_S", 0.1)
+    monkeypatch.setattr(keeper_module, "_ORPHANS_LOOK_S", 0.1)
     with subprocess.Popen(["sleep", "300"]) as other:  # noqa: ASYNC220 - it is killed in here
         async with open_keeper(tmp_path, "me") as keeper:
             executor = StepExecutor(tmp_path / "work", keeper)
-            for _ in range(5):
-                await executor.execute(
-                    shell("(setsid sleep 300 &); (setsid true &); sleep 0.05"), Lines(), Control()
-                )
-            with trio.fail_after(10):
-                while set(procfs.children() or []) - {other.pid, keeper.pid}:
-                    await trio.sleep(0.02)
-            assert other.poll() is None
-            other.kill()
-            assert other.wait() == -signal.SIGKILL
+            with trio.fail_after(60):
+                for number in range(3):
+                    pids = tmp_path / f"pids-{number}"
+                    orphan = f"(setsid sh -c 'echo $$ >> {pids}; exec %s' >/dev/null 2>&1 &); "
+                    waits = f"until [ $(wc -l < {pids} || echo 0) = 2 ]; do sleep 0.01; done"
+                    await executor.execute(
+                        shell(orphan % "sleep 300" + orphan % "true" + waits), Lines(), Control()
+                    )
+                    for pid in pids.read_text().split():
+                        await is_reaped(int(pid))
+                assert other.poll() is None
+                other.kill()
+                assert other.wait() == -signal.SIGKILL
+
+
+async def test_an_orphan_that_comes_long_after_its_step_is_reaped(tmp_path: Path, monkeypatch: Any) -> None:
+    """It had a parent without the marker and outside the group, which lived on: nobody looks for that one."""
+    monkeypatch.setattr(keeper_module, "_ORPHANS_LOOK_S", 0.05)
+    (tmp_path / "daemon").write_text(
+        'sh -c "echo \\$\\$ > late; exec sleep 300" >/dev/null 2>&1 & echo $$ > daemon-pid; wait'
+    )
+    script = f"cd {tmp_path}; (env -i PATH=$PATH setsid sh daemon >/dev/null 2>&1 &); until [ -s late ]; do sleep 0.01; done"
+    async with open_keeper(tmp_path, "me") as keeper:
+        executor = StepExecutor(tmp_path / "work", keeper)
+        with trio.fail_after(60):
+            done = await executor.execute(shell(script), Lines(), Control())
+            assert (done.outcome, done.left) == (Outcome.SUCCEEDED, 0)
+            daemon, late = await number_in(tmp_path / "daemon-pid"), await number_in(tmp_path / "late")
+            os.kill(daemon, signal.SIGKILL)
+            while (found := procfs.process(late)) is not None and found.parent != os.getpid():
+                await trio.sleep(0.02)
+            os.kill(late, signal.SIGKILL)
+            await is_reaped(daemon)
+            await is_reaped(late)
+
+
+async def test_a_keeper_that_knows_of_nothing_does_not_look(tmp_path: Path, monkeypatch: Any) -> None:
+    """It looks because something ran; an idle worker does not wake up for it."""
+    monkeypatch.setattr(keeper_module, "_ORPHANS_LOOK_S", 0.0)
+    looks = 0
+    listed: list[int] = []
+
+    def children() -> list[int]:
+        nonlocal looks
+        looks += 1
+        return listed
+
+    async def settled() -> None:
+        for _ in range(10):
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(procfs, "children", children)
+    async with open_keeper(tmp_path, "me") as keeper:
+        await settled()
+        assert looks == 0
+        keeper.expect("marker")
+        keeper.forget("marker")
+        await settled()
+        assert looks == 1
 
 
 async def test_leaving_in_order_leaves_proof(tmp_path: Path) -> None:
