@@ -276,12 +276,13 @@ def test_a_locale_without_unicode_is_no_obstacle(tmp_path: Path) -> None:
 
 def test_ctrl_c_is_130_without_a_traceback(tmp_path: Path) -> None:
     program = (
-        "import os, sys, time\n"
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's `&` may have had it ignored
         "from swamp_orch.cli import invocation, main\n"
         "class S:\n"
         "    where = 'x'\n"
         "    def call(self, name, /, **p):\n"
-        "        print('calling', flush=True); time.sleep(60)\n"
+        "        print('calling', flush=True); time.sleep(600)\n"
         "    def close(self): pass\n"
         "invocation.Invocation.session = lambda self: S()\n"
         "sys.argv = ['swamp', 'worker', 'list', '--json']\n"
@@ -296,7 +297,7 @@ def test_ctrl_c_is_130_without_a_traceback(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == b"calling\n"
     process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=20)[1]
+    err = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert json.loads(err) == {"error": "interrupted", "code": "interrupted"}
 
