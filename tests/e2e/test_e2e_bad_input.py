@@ -74,6 +74,7 @@ def refused(
             ("'gpu'", "key=value"),
         ),
         (("worker", "list", "--server", "ftp://example"), ("ftp://example",)),
+        (("model", "create", "@me/own", "b", "--arg", "n=3"), ("--arg METHOD.n", "--global-arg n=")),
     ],
     ids=lambda value: " ".join(value)[:48] if isinstance(value, tuple) else None,
 )

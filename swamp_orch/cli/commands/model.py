@@ -69,8 +69,9 @@ def create(
     for method, values in stored.items():
         if not isinstance(values, dict):
             raise UsageError(
-                f"--arg {method}=… names no argument",
-                hint="write method.argument=value: --arg execute.run='echo hi'",
+                f"--arg {method}=… names no method",
+                hint=f"an argument of a method: --arg METHOD.{method}=…; a global argument of the type: "
+                f"--global-arg {method}=…",
             )
     made = invocation.call(
         "model.create",
