@@ -11,8 +11,9 @@ Rules
   valid exactly as long as the lease.
 - Numbers are the dispatch's own count, from 1, shared with its capability calls: the same number again is the
   same request, and acts once.
-- An upload's offset counts bytes that survive a crash. `Upload-Length` and `Upload-Digest` (sha256, hex) come with
-  every PATCH; the upload is whole when the offset reaches the length and the digest is right.
+- An upload's offset counts bytes that survive a crash. `Upload-Length` comes with every PATCH, `Upload-Digest` (sha256, hex) with those
+  whose sender knows it; the upload is whole when the offset reaches the length and the digest, if one was said, is right. The record that
+  names it says its sha256, and is refused when that is another.
 - Errors are JSON `{"error", "code"}`; codes are `CallCode`s. 401 and `lease_ended` are final; refused connections, 502,
   503 and 507 are tried again inside the lease.
 

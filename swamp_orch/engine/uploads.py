@@ -4,10 +4,12 @@ Rules that hold here (SEMANTICS §7):
 
 1. `<n>` holds the bytes, `<n>.json` what the upload is and how many bytes of it are safe. The offset that is told counts fsynced
    bytes; what an orchestrator that died left beyond it is cut off.
-2. The sha256 is computed as bytes arrive and compared when the upload is whole; after a restart it is computed again from the file.
-   Bytes that are not what was said are thrown away, and the upload is at 0 again.
+2. The sha256 is computed as bytes arrive; after a restart it is computed again from the file. It is compared with what the requests said,
+   when they said any, as soon as the upload is whole: bytes that are not those are thrown away, and the upload is at 0 again. And always
+   with what the record says that names the upload (`take`).
 3. One request at a time receives: a newer one takes over from one whose connection is half-open.
-4. Memory is bounded: one block is written while the next arrives; files are written in threads, and fsynced while more is written.
+4. Memory is bounded: one block is written while the next arrives; files are written in threads, and fsynced while more is written. A
+   `Stretch` is read, hashed and written by one thread, block by block.
 5. A whole upload becomes a blob when something names it (`take`), a text only after it was masked.
    What nothing names goes with its dispatch (`drop`).
 
@@ -22,7 +24,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
@@ -36,10 +38,28 @@ from swamp_proto.messages.capability import CallCode
 from swamp_proto.redaction import Mask
 
 BLOCK: Final = 1 * MIB  # written and hashed at once
+POURED: Final = 4 * MIB  # in one go of a thread
 THREADS: Final = 8  # of all uploads
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
-Body = Callable[[], Awaitable[bytes]]
+
+class Stretch(Protocol):
+    """The next bytes of a request, for a thread to read them where they are."""
+
+    left: int
+
+    async def more(self) -> bool:
+        """Waits until there is something to pour; False at the end."""
+        ...
+
+    def pour(self, into: Callable[[memoryview], object], most: int) -> None:
+        """Hand on about `most` of the bytes that are there. Blocks for a bounded time."""
+        ...
+
+    def end(self) -> None: ...
+
+
+Body = Callable[[], Awaitable[bytes | Stretch]]
 """The next bytes of a request, `b""` at its end. Raises what ends the request."""
 Progress = Callable[[int, int], object]
 """Hears how many bytes are here, and of how many."""
@@ -59,7 +79,7 @@ class _Upload:
 
     path: Path
     length: int
-    sha256: str
+    sha256: str  # as it was said, or "", and found when it is whole
     safe: int = 0
     whole: bool = False
     stored: tuple[str, int] | None = None  # sha256 and size of what it became when it was masked
@@ -91,7 +111,7 @@ class _Upload:
             raise
         self.fd, self.hash, self.written = fd, found, self.safe
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes | memoryview) -> None:
         view = memoryview(block)
         at = self.written
         while view:
@@ -115,14 +135,15 @@ class _Upload:
             self.safe = self.written
             self.save()
             return
-        if self.hash.hexdigest() != self.sha256:
+        found = self.hash.hexdigest()
+        if self.sha256 not in ("", found):
             self.forget()
             self.safe = 0
             self.save()
             raise CallRefused(
                 CallCode.INVALID, "the bytes of the upload do not have the sha256 that was said"
             )
-        self.safe, self.whole = self.written, True
+        self.safe, self.whole, self.sha256 = self.written, True, found
         self.save()
         self.forget()
 
@@ -159,6 +180,49 @@ class _Upload:
         self.fd, self.hash = -1, None
 
 
+@attrs.define(eq=False)
+class _Filling:
+    """The bytes of one request on their way into the file, made safe while more comes."""
+
+    upload: _Upload
+    thread: Callable[..., Awaitable[Any]]
+    progress: Progress | None
+    nursery: trio.Nursery
+    begun: int = 0  # what is before it is safe, or is being made so
+    syncing: trio.Event | None = None
+
+    async def take(self, source: "trio.MemoryReceiveChannel[bytes | Stretch]") -> None:
+        self.begun = self.upload.safe
+        async for piece in source:
+            if isinstance(piece, bytes):
+                await self.thread(self.upload.write, piece)
+                await self._wrote()
+            else:
+                await self._pour(piece)
+
+    async def _pour(self, stretch: Stretch) -> None:
+        try:
+            while await stretch.more():
+                await self.thread(stretch.pour, self.upload.write, POURED)
+                await self._wrote()
+        finally:
+            stretch.end()
+
+    async def _wrote(self) -> None:
+        upload = self.upload
+        if upload.written - self.begun >= UPLOAD_SYNC and upload.written < upload.length:
+            if self.syncing is not None:
+                await self.syncing.wait()  # one at a time: so much and no more is not safe yet
+            self.begun, self.syncing = upload.written, trio.Event()
+            self.nursery.start_soon(self._sync, self.begun, self.syncing)
+        if self.progress is not None:
+            self.progress(upload.written, upload.length)
+
+    async def _sync(self, at: int, done: trio.Event) -> None:
+        await self.thread(self.upload.sync_until, at)
+        done.set()
+
+
 class Uploads:
     """All uploads of this orchestrator."""
 
@@ -184,16 +248,18 @@ class Uploads:
         body: Body,
         progress: Progress | None = None,
     ) -> int:
-        """Take the bytes of one request; how many are safe then. What arrived before a request was cut is kept.
+        """Take the bytes of one request; how many are safe then. What arrived before a request was cut is kept. `sha256` of the whole may
+        be `""` until it is known.
 
         :raises WrongOffset: the safe bytes end elsewhere
         :raises CallRefused: another upload has this number, it is too large, its bytes are wrong, or the disk is full
         """
         upload = await self._find(dispatch, number) or await self._begin(dispatch, number, length, sha256)
-        if (upload.length, upload.sha256) != (length, sha256):
+        if upload.length != length or (upload.sha256 and sha256 and upload.sha256 != sha256):
             raise CallRefused(
                 CallCode.IDEMPOTENCY_CONFLICT, f"upload {number} was begun with another length or sha256"
             )
+        upload.sha256 = upload.sha256 or sha256
         if upload.holder is not None:
             upload.holder.cancel()
         async with upload.turn:
@@ -272,10 +338,10 @@ class Uploads:
     # ── one upload ──────────────────────────────────────────────────────────────────────────────────────────────────
     async def _fill(self, upload: _Upload, body: Body, progress: Progress | None) -> None:
         await self._thread(upload.open)
-        put, take = trio.open_memory_channel[bytes](0)
+        put, take = trio.open_memory_channel[bytes | Stretch](0)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, upload, take, progress, nursery)
+                nursery.start_soon(_Filling(upload, self._thread, progress, nursery).take, take)
                 async with put:
                     await _read(body, put, upload.length - upload.written)
         except* SwampError as group:
@@ -283,28 +349,6 @@ class Uploads:
         finally:
             with trio.CancelScope(shield=True):
                 await self._thread(upload.sync)
-
-    async def _write(
-        self,
-        upload: _Upload,
-        take: "trio.MemoryReceiveChannel[bytes]",
-        progress: Progress | None,
-        nursery: trio.Nursery,
-    ) -> None:
-        begun, synced = upload.safe, trio.Event()
-        synced.set()
-        async for block in take:
-            await self._thread(upload.write, block)
-            if upload.written - begun >= UPLOAD_SYNC and upload.written < upload.length:
-                await synced.wait()  # one at a time: so much and no more is not safe yet
-                begun, synced = upload.written, trio.Event()
-                nursery.start_soon(self._sync_until, upload, begun, synced)
-            if progress is not None:
-                progress(upload.written, upload.length)
-
-    async def _sync_until(self, upload: _Upload, at: int, synced: trio.Event) -> None:
-        await self._thread(upload.sync_until, at)
-        synced.set()
 
     def _adopt(self, upload: _Upload, mask: Mask | None) -> Content:
         if mask is not None:
@@ -348,15 +392,21 @@ class Uploads:
             raise CallRefused(CallCode.INTERNAL, f"the upload could not be kept: {error.strerror}") from error
 
 
-async def _read(body: Body, put: "trio.MemorySendChannel[bytes]", room: int) -> None:
+async def _read(body: Body, put: "trio.MemorySendChannel[bytes | Stretch]", room: int) -> None:
     """Pass on what arrives in blocks, and what arrived before the request broke, too."""
     parts: list[bytes] = []
     size = total = 0
     try:
         while piece := await body():
-            total += len(piece)
+            total += len(piece) if isinstance(piece, bytes) else piece.left
             if total > room:
                 raise _too_long(room)
+            if not isinstance(piece, bytes):
+                if parts:
+                    await put.send(b"".join(parts))
+                    parts, size = [], 0
+                await put.send(piece)
+                continue
             parts.append(piece)
             size += len(piece)
             if size >= BLOCK:

@@ -5,15 +5,16 @@ Rules that hold here:
 1. Every request is asked under a lease: the credential is compared with the hash in the lease, and the whole of the request lives in the
    lease's cancel scope. A lease that ends, ends the request.
 2. Bodies are bounded before and while they are read; nothing is held in memory but one block of it. A request that is refused before its
-   body was read is answered at once, and its connection closed.
+   body was read is answered at once, and its connection closed. What is long is read by a thread, from the socket (`Stretch`), where the
+   connection lends it.
 3. What is not asked for properly gets a 4xx with a code, never a stranger's traceback.
 
 What a request means is `swamp_orch.engine.desk`'s business.
 """
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, Final
 
 import trio
@@ -21,6 +22,8 @@ import trio
 from swamp_orch.engine.desk import StepDesk, translated
 from swamp_orch.engine.flights import Flight, Flights
 from swamp_orch.engine.uploads import BLOCK, WrongOffset
+from swamp_orch.gateway.listener import CONNECTION, STRETCH, Connection
+from swamp_orch.gateway.stretch import Stretch
 from swamp_orch.store.interface import Record, Store
 from swamp_proto import codec, dataplane
 from swamp_proto.capabilities import CallRefused
@@ -57,23 +60,49 @@ class _Answered(Exception):
 
 
 class _Body:
-    """The body of a request as it arrives."""
+    """The body of a request as it arrives. `connection` can lend what is still to come."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, connection: Connection | None) -> None:
         self._receive = receive
+        self._connection = connection
+        self._stretch: Stretch | None = None
         self._more = True
 
     async def __call__(self) -> bytes:
         """The next bytes, `b""` at the end. Raises `Broken` when the connection ends before."""
+        while True:
+            piece = await self.stretches()
+            if isinstance(piece, bytes):
+                return piece
+            piece.end()  # lent before, and not wanted any more
+
+    async def stretches(self) -> bytes | Stretch:
+        """The same, or what is to be read where it lies; only inside `lent`."""
         while self._more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 self._more = False
                 raise Broken("the connection ended before the body did")
             self._more = bool(message.get("more_body"))
+            if STRETCH in message:
+                self._stretch = message[STRETCH]
+                return self._stretch
             if piece := message.get("body", b""):
                 return bytes(piece)
         return b""
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Much of what comes may be lent to be read in a thread."""
+        if self._connection is not None:
+            self._connection.lends = True
+        try:
+            yield
+        finally:
+            if self._connection is not None:
+                self._connection.lends = False
+            if self._stretch is not None:
+                self._stretch.end()
 
     @property
     def read(self) -> bool:
@@ -98,7 +127,8 @@ class DataPlane:
 
     async def serve(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         """One request, whole. Never raises for what it asks."""
-        body = _Body(receive)
+        version: str = scope.get("http_version", "")
+        body = _Body(receive, scope.get("state", {}).get(CONNECTION) if version.startswith("1") else None)
         head: list[Header] = []
         begun = False
 
@@ -130,7 +160,7 @@ class DataPlane:
             return  # an answer that stops short of its length says that it is not whole
         if code is not CallCode.LEASE_ENDED:
             await body.drain()
-        if not body.read and scope.get("http_version", "").startswith("1"):
+        if not body.read and version.startswith("1"):
             head.append((b"connection", b"close"))  # what is left of the body is not waited for
         await _answer(send, status, {"error": message, "code": code.value}, head)
 
@@ -219,10 +249,10 @@ class DataPlane:
     ) -> None:
         offset = _number(headers, dataplane.UPLOAD_OFFSET)
         length = _number(headers, dataplane.UPLOAD_LENGTH)
-        digest = headers.get(dataplane.UPLOAD_DIGEST, "")
+        digest = headers.get(dataplane.UPLOAD_DIGEST)
         assert offset is not None
         assert length is not None
-        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        if digest is not None and (len(digest) != 64 or set(digest) - set("0123456789abcdef")):
             raise CallRefused(
                 CallCode.INVALID, f"{dataplane.UPLOAD_DIGEST} must be a sha256 in lower case hex"
             )
@@ -231,9 +261,10 @@ class DataPlane:
             raise CallRefused(
                 CallCode.TOO_LARGE, f"{offset} and {said} bytes are more than the {length} of the upload"
             )
-        safe = await self._desk.receive(
-            flight, number, offset=offset, length=length, sha256=digest, body=body
-        )
+        with body.lent():
+            safe = await self._desk.receive(
+                flight, number, offset=offset, length=length, sha256=digest or "", body=body.stretches
+            )
         await _empty(send, 204, [(dataplane.UPLOAD_OFFSET.encode(), str(safe).encode())])
 
     # ── bytes out ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import trio
 from desk_site import IDS, Site, Step, Worker, ending, open_site, output
 
 from swamp_orch.engine import pace, recovery, uploads
+from swamp_orch.gateway.stretch import Stretch
 from swamp_orch.store.blobs import BlobFolder
 from swamp_proto import codec, dataplane
 from swamp_proto.capabilities import CallRefused
@@ -208,7 +210,7 @@ async def test_a_cut_connection_keeps_what_arrived(site: Site, step: Step) -> No
 async def test_what_came_is_safe_while_more_of_the_same_request_comes(site: Site, step: Step) -> None:
     data = os.urandom(2 * UPLOAD_SYNC + MIB)
     head = raw_patch(step, 1, 0, data)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
             await stream.send_all(head + data[:-1])
             while (safe := await offset(step, 1)) < UPLOAD_SYNC:  # noqa: ASYNC110 - the other side tells nobody
@@ -227,7 +229,7 @@ async def test_a_newer_request_takes_an_upload_over_from_one_that_is_stuck(
     flight = site.parts.flights.find(step.dispatch.dispatch)
     assert flight is not None
     first_block = trio.Event()
-    flight.on_progress = lambda number, here, of: first_block.set()
+    flight.on_progress = lambda number, here, of: first_block.set() if here == uploads.BLOCK else None
     whole = bytes(range(256)) * (3 * MIB // 256)
     async with await trio.open_tcp_stream("127.0.0.1", site.port) as stuck:
         await stuck.send_all(raw_patch(step, 1, 0, whole) + whole[: uploads.BLOCK])
@@ -243,12 +245,97 @@ async def test_a_newer_request_takes_an_upload_over_from_one_that_is_stuck(
     assert site.store.read(record) == whole
 
 
+async def test_a_long_body_is_read_where_it_lies_and_its_connection_goes_on(
+    site: Site, step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them on one connection, with what comes right behind each; nearly all of it passes the server library by."""
+    poured: list[int] = []
+    pour = Stretch.pour
+
+    def counted(self: Stretch, into: Any, most: int) -> None:
+        before = self.taken
+        pour(self, into, most)
+        poured.append(self.taken - before)
+
+    monkeypatch.setattr(Stretch, "pour", counted)
+    data = os.urandom(4 * MIB + 5)
+    async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
+        for number in (1, 2):
+            await stream.send_all(raw_patch(step, number, 0, data) + data)
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
+        both = raw_patch(step, 3, 0, data) + data + raw_patch(step, 3, len(data), data)
+        await stream.send_all(both)
+        answers = b""
+        while answers.count(b"HTTP/1.1 204") < 2:
+            answers += await stream.receive_some()
+    await step.write(staged(1, data, "a"), staged(2, data, "b"), staged(3, data, "c"), number=4)
+    assert sum(poured) > 2 * len(data)
+    assert max(poured) <= uploads.POURED + MIB
+
+
+async def test_a_body_that_ends_while_it_is_read_where_it_lies_is_kept_as_far_as_it_came(
+    site: Site, step: Step
+) -> None:
+    data = os.urandom(3 * MIB)
+    async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
+        await stream.send_all(raw_patch(step, 1, 0, data) + data[: 2 * MIB + 7])
+        await stream.send_eof()
+    while await offset(step, 1) < 2 * MIB + 7:  # noqa: ASYNC110 - the other side tells nobody
+        await trio.sleep(0.01)
+    await step.patch(1, 2 * MIB + 7, data[2 * MIB + 7 :], data)
+    await step.write(staged(1, data))
+
+
+async def test_a_lease_that_ends_ends_the_upload_that_is_read_where_it_lies(site: Site, step: Step) -> None:
+    data = os.urandom(3 * MIB)
+    async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
+        await stream.send_all(raw_patch(step, 1, 0, data) + data[: 2 * MIB])
+        while not (site.root / ".swamp/data/uploads").is_dir():  # noqa: ASYNC110 - the other side tells nobody
+            await trio.sleep(0.01)
+        await step.end()
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 410")
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                pass
+
+
+@pytest.mark.parametrize("path", ["/data/v1/bundles/" + "0" * 64, "/client/v1/model.get"])
+async def test_a_refused_body_that_goes_on_for_ever_ends_with_its_connection(site: Site, path: str) -> None:
+    """Nobody reads it, and the reader of the connection must not wait for somebody who does."""
+    head = f"PATCH {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {1 << 40}\r\n\r\n"
+    async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
+        await stream.send_all(head.encode())
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(bytes(MIB))
+
+
 async def test_wrong_bytes_are_thrown_away_and_the_upload_begins_again(site: Site, step: Step) -> None:
     wrong = bytes(len(DATA))
     await refused(CallCode.INVALID, _patch_as(step, 1, wrong), "do not have the sha256")
     assert await offset(step, 1) == 0
     await step.patch(1, 0, DATA, DATA)
     await step.write(staged(1))
+
+
+async def test_the_sha256_may_be_said_by_the_record_alone(site: Site, step: Step) -> None:
+    """By nobody before; by a request that comes later; by a record that says another one, which names nothing then."""
+    path = dataplane.upload_path(step.dispatch.dispatch, 1)
+    half = len(DATA) // 2
+    about = {dataplane.UPLOAD_LENGTH: str(len(DATA))}
+    for at, part in ((0, DATA[:half]), (half, DATA[half:])):
+        await step.http("PATCH", path, content=part, headers=about | {dataplane.UPLOAD_OFFSET: str(at)})
+    wrong = attrs.evolve(staged(1), sha256=sha(b"other"))
+    await refused(CallCode.INVALID, step.write(wrong, number=2), "other bytes")
+    await refused(CallCode.IDEMPOTENCY_CONFLICT, step.patch(1, len(DATA), b"", bytes(len(DATA))))
+    await step.patch(1, len(DATA), b"", DATA)
+    await step.write(staged(1), number=3)
+    late = dataplane.upload_path(step.dispatch.dispatch, 4)
+    await step.http("PATCH", late, content=DATA[:half], headers=about | {dataplane.UPLOAD_OFFSET: "0"})
+    await refused(
+        CallCode.INVALID, step.patch(4, half, DATA[half:], bytes(len(DATA))), "do not have the sha256"
+    )
+    assert await offset(step, 4) == 0
 
 
 async def _patch_as(step: Step, number: int, sent: bytes) -> httpx.Response:

@@ -32,6 +32,7 @@ from swamp_orch.engine.loopback import LoopbackAccess
 from swamp_orch.gateway.asgi import Gateway
 from swamp_orch.gateway.control import ControlDesk
 from swamp_orch.gateway.dataplane import DataPlane
+from swamp_orch.gateway.listener import keep_connections_apart
 from swamp_orch.store.interface import Batch, Record, Selection
 from swamp_orch.store.sqlite import SqliteStore, open_store
 from swamp_orch.store.trio_store import commit
@@ -453,6 +454,7 @@ async def open_site(root: Path, *, grace_s: float = 4.0) -> AsyncIterator[Site]:
             gateway = Gateway(
                 live, control, credential="c" * 64, loopback_only=True, ready=lambda: True, data=data
             )
+            keep_connections_apart(reporter.fault)
             port = await nursery.start(_listen, gateway.app(trusted=False))
             await parts.reconcile()
             control.open()
@@ -479,7 +481,7 @@ async def open_site(root: Path, *, grace_s: float = 4.0) -> AsyncIterator[Site]:
                         reporter,
                     )
                 )
-                with trio.fail_after(30):
+                with trio.fail_after(60):
                     yield made[0]
             nursery.cancel_scope.cancel()
     finally:
