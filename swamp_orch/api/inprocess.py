@@ -15,6 +15,7 @@ from swamp_orch.api.application import Application, check_parameters
 from swamp_orch.api.interface import CALLS
 from swamp_orch.definitions.repository import Repository
 from swamp_proto.errors import Broken
+from swamp_proto.limits import CANCEL_TERM_S, STUCK_S
 
 if TYPE_CHECKING:
     import trio
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 RUN_CALLS: Final = frozenset(
     {"workflow.run", "model.method_run", "workflow.resume", "run.attach", "run.cancel"}
 )
-_START_S: Final = 30.0
+_STOP_S: Final = CANCEL_TERM_S + STUCK_S + 20.0  # longer than the end of any step takes
 
 
 class InProcessSession:
@@ -79,7 +80,7 @@ class _EngineThread:
         self._stop: trio.Event
         self._thread = threading.Thread(target=self._main, name="swamp-engine", daemon=True)
         self._thread.start()
-        problem = self._ready.get(timeout=_START_S)
+        problem = self._ready.get()  # an answer or an error, however slow the machine; Ctrl-C ends it
         if problem is not None:
             raise problem
 
@@ -133,7 +134,7 @@ class _EngineThread:
 
         if self._thread.is_alive():
             trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
-            self._thread.join(_START_S)
+            self._thread.join(_STOP_S)
             if self._thread.is_alive():
                 raise Broken("what this process started did not end in time")
 

@@ -36,7 +36,7 @@ from swamp_worker.execution import keeper_main, procfs, reaping
 from swamp_worker.execution.registry import ENTRIES_MAX, Entry, Registry, boot_id, boot_ns
 
 REGISTRY_NAME: Final = "running.registry"
-_READY_S: Final = 10.0
+_READY_S: Final = 30.0  # an interpreter starts in 20 ms where nothing else runs
 _REAP_S: Final = 10.0
 _ORPHANS_LOOK_S: Final = 2.0  # from a start or an end to a look at our children, and between two looks
 _PR_SET_CHILD_SUBREAPER: Final = 36
