@@ -25,12 +25,12 @@ def _demo(folder: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
         env={**os.environ, "PYTHONPATH": str(PROJECT), "TMPDIR": str(folder), "SWAMP_REPO_DIR": "/nowhere"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=240,
     )
 
 
 def test_it_passes_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    ended = _demo(tmp_path, "--timeout", "40s", "--json")
+    ended = _demo(tmp_path, "--timeout", "200s", "--json")
     assert (ended.returncode, ended.stderr) == (0, ""), ended
     proved = json.loads(ended.stdout)
     hold("demo", proved)
@@ -54,7 +54,7 @@ def test_a_step_that_ran_elsewhere_fails_it(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(demo, "WORKFLOW", demo.WORKFLOW.replace("        target: build-node\n", ""))
     lines: list[str] = []
     with pytest.raises(OperationFailed, match="the step's parent was process"):
-        demo.run_demo(lines.append, 60.0, keep=False)
+        demo.run_demo(lines.append, 200.0, keep=False)
     told = [line for line in lines if line.startswith("$ swamp ")]
     for number, command in enumerate(
         ("repo init", "vault create", "worker token create", "worker token list", "serve", "worker connect")
@@ -71,9 +71,9 @@ def test_what_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     process: Any = demo._Background(
         "stubborn", [sys.executable, "-c", program], tmp_path, os.environ, said.append
     )
-    process.wait_for(re.compile("up"), "came up", demo.time.monotonic() + 20)
+    process.wait_for(re.compile("up"), "came up", demo.time.monotonic() + 60)
     with pytest.raises(OperationFailed, match="did not stop"):
         process.interrupt()
     assert process.process.returncode == -signal.SIGKILL
     with pytest.raises(OperationFailed, match="ended before it spoke"):
-        process.wait_for(re.compile("never"), "spoke", demo.time.monotonic() + 20)
+        process.wait_for(re.compile("never"), "spoke", demo.time.monotonic() + 60)

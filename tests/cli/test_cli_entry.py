@@ -262,7 +262,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     err = process.stderr.read()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert err == b""
     process.stderr.close()
 
@@ -270,7 +270,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(tmp_path: Path) -> None:
 def test_a_locale_without_unicode_is_no_obstacle(tmp_path: Path) -> None:
     program = "import sys; from swamp_orch.cli.console import prepare_streams as p; p(); print('✓│')"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "latin-1", "LC_ALL": "C"}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=20)
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60)
     assert ended.stdout == "✓│\n".encode()
 
 
@@ -327,6 +327,6 @@ def test_the_start_up_path_imports_nothing_heavy(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
         cwd=tmp_path,
         capture_output=True,
-        timeout=20,
+        timeout=60,
     )
     assert ended.stdout.splitlines()[-1] == b"[]"

@@ -283,6 +283,6 @@ def test_many_steps_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for most in (1, 3, 16):
         lines = zone._lines(tree, 1.0, 80, most)
         assert len(lines) == most and all(len(line) < 80 for line in lines)
-    begin = time.monotonic()
+    begin = time.process_time()
     zone._lines(tree, 1.0, 80, 16)
-    assert time.monotonic() - begin < 0.1
+    assert time.process_time() - begin < 0.1

@@ -13,7 +13,7 @@ import trio_websocket
 
 REQUEST, RESPONSE, FAILURE, EVENT, CANCEL, BUNDLE = range(6)
 PATH: Final = "/control/v1"
-ANSWER_S: Final = 10.0
+ANSWER_S: Final = 60.0
 
 
 class Wire:

@@ -287,7 +287,7 @@ def test_one_of_many_wins_a_swap(store: Store) -> None:
 
 
 async def test_awaiting_from_trio(store: Store) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         done = await commit(store, Batch((new(),)))
         assert done.records[0].version == 1
         with pytest.raises(Conflict):
@@ -304,7 +304,7 @@ async def test_awaiting_from_trio(store: Store) -> None:
 
 
 async def test_a_cancelled_wait_commits_all_the_same(store: Store) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         futures = []
         with trio.CancelScope() as scope:
             scope.cancel()

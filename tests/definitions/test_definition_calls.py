@@ -638,7 +638,7 @@ def test_calls_from_many_threads(repository: Repository, store: MemoryStore) -> 
             return str(handlers["model.get"]({"name": name})["name"])
 
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(work, range(24), timeout=20))
+        results = list(pool.map(work, range(24), timeout=60))
     assert results.count("made") == 4
     assert len(files(repository)) == 4
     assert not list(Path(repository.models).rglob("*.tmp"))

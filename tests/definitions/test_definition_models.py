@@ -236,7 +236,7 @@ def test_processes_that_need_a_missing_id_at_once_agree_on_it(repository: Reposi
     ]
     for process in processes:
         process.start()
-    found = {answers.get(timeout=15) for _ in processes}
+    found = {answers.get(timeout=60) for _ in processes}
     for process in processes:
         process.join(5)
     assert len(found) == 1

@@ -483,10 +483,23 @@ def test_a_type_is_described_by_its_own_code(
     assert types.get("@acme/inventory").bundle == found["bundle"]
 
 
+def wait_for_death(pid: int) -> None:
+    """Until a process runs no more; whose child it became reaps it in its own time."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return
+        if state in "ZX":
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{pid} lives")
+
+
 def test_code_that_does_harm_while_it_is_imported_harms_only_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swamp_orch.definitions.describing.DESCRIBE_S", 4.0)
     monkeypatch.setenv("SWAMP_TOKEN", "a.secret")
     pid = tmp_path / "pid"
 
@@ -495,15 +508,16 @@ def test_code_that_does_harm_while_it_is_imported_harms_only_itself(
         (tmp_path / "unit/unit.py").write_text(text)
         return in_a_process(tmp_path / "unit")
 
-    late = asked(
-        f"import os, time\nif not os.fork():\n    open({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n"
-    )
-    assert late.problems[0].text.startswith("importing it took more than 4 s")
-    assert late.passing
-    assert (
-        not Path(f"/proc/{pid.read_text()}").exists()
-        or "Z" in Path(f"/proc/{pid.read_text()}/stat").read_text()
-    )
+    for limit_s in (4.0, 40.0):  # the first in which the import gets so far
+        monkeypatch.setattr("swamp_orch.definitions.describing.DESCRIBE_S", limit_s)
+        late = asked(
+            f"import os, time\nif not os.fork():\n    open({str(pid)!r}, 'w').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)\n"
+        )
+        assert late.problems[0].text.startswith(f"importing it took more than {limit_s:g} s")
+        assert late.passing
+        if pid.exists() and pid.read_text():
+            break
+    wait_for_death(int(pid.read_text()))
     monkeypatch.setattr("swamp_orch.definitions.describing.DESCRIBE_S", 30.0)
     ended = asked("import os\nos._exit(7)\n")
     assert ended.problems[0].text.startswith("importing it ended the process with exit code 7")

@@ -61,6 +61,7 @@ from swamp_proto.messages.enrollment import (
     HeartbeatAnswer,
     HeldDispatch,
     HeldPhase,
+    Predecessor,
 )
 from swamp_proto.trio_io import MemoryPipe, memory_pipe_pair
 from swamp_proto.version import PROTOCOL_VERSION, SWAMP_VERSION
@@ -325,7 +326,14 @@ class Site:
         await commit(self.store, Batch((token_record(revoked),)))
         self.control.look_again()
 
-    async def worker(self, token: str, *held: Dispatch, instance: str = "i-1", counter: int = 1) -> Worker:
+    async def worker(
+        self,
+        token: str,
+        *held: Dispatch,
+        instance: str = "i-1",
+        counter: int = 1,
+        predecessor: Predecessor | None = None,
+    ) -> Worker:
         ours, theirs = memory_pipe_pair()
         self.nursery.start_soon(self.control.serve, theirs, "10.0.0.1")
         worker = Worker(self, ours, token.partition(".")[0])
@@ -333,7 +341,7 @@ class Site:
         holding = tuple(HeldDispatch(one.dispatch, one.fence, HeldPhase.RUNNING, 0) for one in held)
         enroll = Enroll(
             PROTOCOL_VERSION, SWAMP_VERSION, token, "machine-1", "boot-1", instance, counter, "host-1", 4711,
-            "linux", "x86_64", {}, 4, False, None, holding,
+            "linux", "x86_64", {}, 4, False, predecessor, holding,
         )  # fmt: skip
         enrolled = await worker.ask(enroll)
         assert isinstance(enrolled, Enrolled), enrolled
@@ -425,7 +433,7 @@ SCOPE = AccessScope(
 
 
 @asynccontextmanager
-async def open_site(root: Path, *, grace_s: float = 4.0) -> AsyncIterator[Site]:
+async def open_site(root: Path, *, grace_s: float = 60.0) -> AsyncIterator[Site]:
     """An orchestrator over the repository in `root`, made when it is not one."""
     if not (root / ".swamp.yaml").exists():
         make_repository(root)
@@ -463,7 +471,7 @@ async def open_site(root: Path, *, grace_s: float = 4.0) -> AsyncIterator[Site]:
             limits = httpx.Limits(max_connections=200)
             made: list[Site] = []
             async with httpx.AsyncClient(
-                base_url=f"http://127.0.0.1:{port}", timeout=30, limits=limits
+                base_url=f"http://127.0.0.1:{port}", timeout=60, limits=limits
             ) as http:
                 made.append(
                     Site(

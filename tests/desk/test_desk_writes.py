@@ -18,6 +18,7 @@ from swamp_proto.capabilities import CallRefused
 from swamp_proto.limits import WRITE_RECORDS_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import FinishNoted, Outcome
+from swamp_proto.messages.enrollment import Predecessor
 
 
 @pytest.fixture
@@ -191,13 +192,15 @@ async def test_what_a_step_wrote_says_how_the_step_ended(site: Site, step: Step,
 
 
 async def test_write_then_drop_names_worker_record_and_instant(tmp_path: Path) -> None:
-    async with open_site(tmp_path, grace_s=1.0) as site:
-        worker = await site.worker(await site.mint("w1"))
+    async with open_site(tmp_path) as site:
+        token = await site.mint("w1")
+        worker = await site.worker(token)
         step = await site.step(worker)
         await step.write(output(name="half"))
         wrote_ms = stored_lease(site, step).first_write_ms
         assert wrote_ms is not None
         await worker.drop()
+        await site.worker(token, instance="i-2", predecessor=Predecessor("i-1", "boot-1", reaped=True))
         document = await site.over()
         assert document["status"] == "failed"
         (row,) = document["jobs"][0]["steps"]

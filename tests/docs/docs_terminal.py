@@ -25,7 +25,7 @@ from typing import Any, Final
 import attrs
 from docs_pages import PROJECT, Block
 
-DEADLINE_S: Final = 20.0  # one command, or one line of a background process
+DEADLINE_S: Final = 90.0  # one command, or one line of a background process
 HOME: Final = "/home/you"
 
 VOLATILE: Final[tuple[tuple[str, str], ...]] = (
@@ -144,9 +144,11 @@ class Terminal:
     def __enter__(self) -> "Terminal":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         for one in reversed(self._background.values()):
             one.end()
+            if kind is not None:
+                print(f"── {one.name} ──", *one.lines, sep="\n")  # for the reader of a failure
         shutil.rmtree(self._root, ignore_errors=True)
 
     # ── one block ───────────────────────────────────────────────────────────────────────────────────────────
@@ -200,7 +202,9 @@ class Terminal:
         ((command, printed),) = commands(block)
         serves = command.startswith("swamp serve")
         if serves:
-            command = re.sub(r" --port \d+", "", command).replace("swamp serve", "swamp serve --port 0", 1)
+            # A link that is silent for 15 s is made anew, and pages tell of the first one: a machine may be as slow as that.
+            flags = "--port 0" if "--grace" in command else "--port 0 --grace 10m"
+            command = re.sub(r" --port \d+", "", command).replace("swamp serve", f"swamp serve {flags}", 1)
         process = subprocess.Popen(["sh", "-c", f"exec {self._here(command)}"], **self._spawning())
         started = self._background[name] = _Background(name, process)
         started.listen()

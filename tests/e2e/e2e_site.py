@@ -24,9 +24,14 @@ from typing import Any, Final, TypeVar
 import attrs
 
 PROJECT: Final = Path(__file__).parents[2]
-DEADLINE_S: Final = float(os.environ.get("E2E_DEADLINE_S", "20"))
+DEADLINE_S: Final = float(os.environ.get("E2E_DEADLINE_S", "90"))
 LOOK_S: Final = 0.02  # between two looks at a fact that nobody announces
 MARK: Final = "E2E_SITE"
+GRACE: Final = ("--grace", "20s")
+"""For who restarts an orchestrator under running steps: a worker looks for it every 2 s, and has 17 s on a slow machine."""
+SHORT_GRACE_S: Final = 5.0
+SHORT_GRACE: Final = ("--grace", f"{SHORT_GRACE_S:g}s")
+"""For who waits until it is over; nothing in such a test may depend on a link that lasts."""
 SWAMP: Final = (sys.executable, "-m", "swamp_orch.cli")
 
 T = TypeVar("T")

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from e2e_site import Site, ended, step, until
-
-GRACE = ("--grace", "4s")
+from e2e_site import GRACE, Site, ended, step, until
 
 
 def test_a_nested_workflow_and_its_parent_go_on_after_kill(own_site: Site, tmp_path: Path) -> None:

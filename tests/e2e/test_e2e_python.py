@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e_site import Site, alive, ended, until
+from e2e_site import GRACE, Site, alive, ended, until
 
 sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("e2e_enrollment", "worker")]
 from packing import wheel  # noqa: E402
@@ -146,7 +146,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         (unit / "inventory.py").write_text(INVENTORY)
         (unit / "greeting.txt").write_text(GREETING)
         made.ok("vault", "put", "sandbox-vault", "door", "open-sesame-9000")
-        made.serve("--grace", "4")
+        made.serve(*GRACE)
         made.worker("w")
         yield made
 
@@ -241,7 +241,7 @@ def test_a_call_survives_a_cut_link_and_a_restart_of_the_orchestrator(site: Site
         assert site.orchestrator is not None
         site.orchestrator.kill()
         (tmp_path / "2").touch()  # it asks while nobody is there
-        site.serve("--grace", "4", port=site.port)
+        site.serve(*GRACE, port=site.port)
         until((tmp_path / "answered-2").exists, "the call was answered by the next orchestrator")
         over = site.ok("run", "attach", run_id, "--json").events
         assert ended(over, "s")["status"] == "succeeded", ended(over, "s")
@@ -281,6 +281,8 @@ def test_a_worker_killed_after_a_write_fails_the_step_and_keeps_what_it_wrote(
     run = site.start("workflow", "run", "hang", "--json")
     pid = int(until(lambda: file.exists() and file.read_text(), "the method has written"))
     worker.kill()
+    # Its successor proves that nothing of it runs: nobody has to wait for the grace window.
+    site.worker("doomed")
     over = run.end()
     assert over.code == 1, over
     end = ended(over.events, "s")

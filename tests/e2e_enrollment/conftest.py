@@ -1,4 +1,4 @@
-"""One orchestrator with a short grace for all rows that leave it alone, reached through the weather."""
+"""One orchestrator for all rows that leave it alone, reached through the weather; one with a short grace for rows that wait for it."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 
-from e2e_site import Site
+from e2e_site import GRACE, Site
 from enrollment_site import EnrollmentSite
 
 
@@ -23,11 +23,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnrollmentSite]
             made.close()
 
 
+@pytest.fixture(scope="session")
+def brief(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnrollmentSite]:
+    """For rows that wait until a link is silent, or a grace window over."""
+    with Site(tmp_path_factory.mktemp("brief")) as site:
+        made = EnrollmentSite(site, "--grace", "6s")
+        try:
+            yield made
+        finally:
+            made.close()
+
+
 @pytest.fixture
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnrollmentSite]:
     """For rows that stop the orchestrator."""
     with Site(tmp_path_factory.mktemp("own")) as site:
-        made = EnrollmentSite(site)
+        made = EnrollmentSite(site, *GRACE)
         try:
             yield made
         finally:

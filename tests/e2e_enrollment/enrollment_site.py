@@ -7,17 +7,20 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 from e2e_site import PROJECT, Running, Site, until
 from weather import Weather
 
 from swamp_orch.api.client import HttpSession
 from swamp_orch.definitions.repository import find
+from swamp_orch.store.interface import Batch
+from swamp_orch.store.sqlite import open_store
+from swamp_orch.tokens.records import read_token, token_record
 
-GRACE_S: Final = 4.0
 PATCHED: Final = """
 import sys
 import swamp_proto.version as version
@@ -33,9 +36,10 @@ sys.exit(main())
 class EnrollmentSite:
     """A site with a serving orchestrator, the weather before it, and the words for enrollment."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *flags: str) -> None:
         self.site = site
-        self.serve = site.serve("--grace", f"{GRACE_S:g}s")
+        self._flags = flags
+        self.serve = site.serve(*flags)
         self.weather = Weather(site.port)
         self._session: HttpSession | None = None
         self._serial = 0
@@ -53,7 +57,7 @@ class EnrollmentSite:
             session.close()
 
     def serve_again(self) -> None:
-        self.serve = self.site.serve("--grace", f"{GRACE_S:g}s")
+        self.serve = self.site.serve(*self._flags)
         self.weather.target = self.site.port
 
     # ── tokens and machines ─────────────────────────────────────────────────────────────────────────────────
@@ -61,6 +65,17 @@ class EnrollmentSite:
         extra = {} if machines is None else {"maxEnrollments": machines}
         made = self.call("token.create", name=name, durationMs=round(life_s * 1000), **extra)
         return str(made["token"])
+
+    def age(self, name: str, left_s: float) -> None:
+        """All of a token's life but `left_s` seconds is over: another process writes its record, as if it had been minted earlier."""
+        repository = find(self.site.root)
+        with closing(open_store(repository.data)) as store:
+            token = read_token(store, name)
+            assert token is not None
+            ends_ms = time.time_ns() // 1_000_000 + round(left_s * 1000)
+            begins_ms = token.created_ms + ends_ms - token.expires_ms
+            older = attrs.evolve(token, created_ms=begins_ms, expires_ms=ends_ms)
+            store.commit(Batch((token_record(older),)))
 
     def token_row(self, name: str) -> dict[str, Any]:
         (found,) = [row for row in self.call("token.list") if row["name"] == name]
@@ -156,10 +171,3 @@ class Gate:
         )
         found = self._site.call("data.query", predicate=predicate, select="attributes")["results"]
         return sorted(found, key=lambda one: str(one["createdAt"]))
-
-
-def within(seconds: float, look: Callable[[], Any], what: str) -> float:
-    """How long it took, at most `seconds`."""
-    began = time.monotonic()
-    until(look, what, seconds)
-    return time.monotonic() - began

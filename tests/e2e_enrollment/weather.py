@@ -20,6 +20,9 @@ class Weather:
         self.target = target
         self.passed = 0  # bytes that have gone to the orchestrator
         self.budgets = list(budgets)  # of connections to come
+        self.waiting = threading.Event()  # somebody has connected
+        self.open = threading.Event()  # whoever connects goes on only now
+        self.open.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._pairs: list[_Pair] = []
@@ -48,6 +51,7 @@ class Weather:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self.open.set()
         self.cut()
         self._accepting.join(5)
 
@@ -57,6 +61,8 @@ class Weather:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            self.waiting.set()
+            self.open.wait()
             try:
                 far = socket.create_connection(("127.0.0.1", self.target))
             except OSError:

@@ -519,7 +519,7 @@ async def test_a_run_in_flight_keeps_the_code_it_started_with(place: Place, stor
     place.workflow(step("one") + step("two", more=", dependsOn: [one]"))
     first = place.types().get("@acme/inventory").bundle
     hands = Hands(lambda name: place.write("# two") if name == "one" else None)
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with site(place, hands, store) as here:
             assert (await here.run())["status"] == "succeeded"
             assert hands.bundle("one") == hands.bundle("two") == first
@@ -544,7 +544,7 @@ async def test_a_run_that_is_taken_over_goes_on_with_the_code_it_started_with(
     place.workflow(step("one") + step("two", more=", dependsOn: [one]"))
     first = place.types().get("@acme/inventory").bundle
     hands = Hands(hang="two")
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with site(place, hands, store, workers=True) as here:
             await here.parts.reconcile()
             run_id = (await here.live.call("workflow.run", {"name": "w"}))["runId"]
@@ -572,7 +572,7 @@ async def test_an_extension_that_does_not_import_fails_the_steps_that_need_it_an
     place.source.unlink()
     place.workflow(step("bad") + step("good", model="sh", method="execute"))
     hands = Hands()
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with site(place, hands, store) as here:
             ended = await here.run()
     assert ended["status"] == "failed"
@@ -584,7 +584,7 @@ async def test_serve_says_what_is_wrong_with_extensions_when_it_starts_and_when_
     place: Place, store: Any
 ) -> None:
     again = place.repository.extensions / "models/again/inventory.py"
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with site(place, Hands(), store, workers=True) as here:
             await here.parts.code.look()
             assert here.reporter.warned == []

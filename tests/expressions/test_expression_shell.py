@@ -233,7 +233,7 @@ def run(shell: str, script: str, bindings: dict[str, str]) -> tuple[bytes, list[
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            timeout=20,
+            timeout=60,
         )
         return done.stdout, sorted(path.name for path in Path(folder).iterdir())
 

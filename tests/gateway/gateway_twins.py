@@ -178,11 +178,11 @@ async def gate(tempo: Tempo | None = None, *, opened: bool = True) -> AsyncItera
         clock: Callable[[], int] = lambda: made.wall_ms  # noqa: E731
         store, engine, reporter = MemoryStore(clock), Engine(), Quiet()
         desk = ControlDesk(
-            store, engine, reporter, repository_id="repo", tempo=tempo or Tempo(4.0), clock_ms=clock
+            store, engine, reporter, repository_id="repo", tempo=tempo or Tempo(), clock_ms=clock
         )
         made = Gate(desk, store, engine, reporter, nursery)
         if opened:
             desk.open()
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             yield made
         nursery.cancel_scope.cancel()

@@ -97,7 +97,7 @@ def test_base64_inside_a_longer_text(before: str, after: str) -> None:
 @pytest.mark.parametrize("columns", [64, 76])
 def test_wrapped_base64_as_the_command_prints_it(columns: int) -> None:
     printed = subprocess.run(
-        ["base64", "-w", str(columns)], input=KEY.encode(), capture_output=True, check=True, timeout=10
+        ["base64", "-w", str(columns)], input=KEY.encode(), capture_output=True, check=True, timeout=60
     ).stdout.decode()
     masked = Mask((KEY,))(printed)
     assert len(masked.replace(MASKED, "").replace("\n", "")) < 8, masked

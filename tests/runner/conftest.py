@@ -128,7 +128,7 @@ class Site:
         return Dispatch(method=method, program=program, **{**fields, **changes})
 
     async def execute(
-        self, dispatch: Dispatch, control: Control | None = None, within_s: float = 20
+        self, dispatch: Dispatch, control: Control | None = None, within_s: float = 60
     ) -> tuple[Finished, Lines]:
         lines = Lines()
         with trio.fail_after(within_s):

@@ -197,7 +197,7 @@ NEVER = {
     "asking": _never("context.read_resource('slow')"),
     "polling": _never("while not context.cancelled: time.sleep(0.01)"),
 }
-STUBBORN = _never("signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(60)")
+STUBBORN = _never("signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)")
 
 
 @pytest.mark.parametrize("kind", NEVER)
@@ -207,17 +207,15 @@ async def test_cancel_is_cooperative_first(site: Site, kind: str) -> None:
     control = Control()
     dispatch = site.dispatch(site.extension(NEVER[kind]))
     lines = Lines()
-    with trio.fail_after(15):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
 
             async def cancel() -> None:
                 await lines.wait_for("begun")
-                control.ask_cancel("a person asked", 10.0)
+                control.ask_cancel("a person asked", 600.0)  # nobody waits for that
 
             nursery.start_soon(cancel)
-            began = trio.current_time()
             finished = await site.executor.execute(dispatch, lines, control)
-    assert trio.current_time() - began < 8
     assert (finished.outcome, finished.error) == (Outcome.CANCELLED, "Cancelled: a person asked")
     assert "cleaned" in lines.text
     assert "Traceback" not in lines.text
@@ -225,17 +223,23 @@ async def test_cancel_is_cooperative_first(site: Site, kind: str) -> None:
 
 
 async def test_then_forced(site: Site) -> None:
-    control = Control(term_s=0.2)
-    finished, lines = await site.execute(site.dispatch(site.extension(STUBBORN), timeout_s=0.5), control)
-    assert (finished.outcome, finished.error) == (Outcome.TIMED_OUT, "Method timed out after 500ms")
+    for timeout_ms in (500, 5_000, 50_000):  # the first in which the method gets so far
+        dispatch = site.dispatch(site.extension(STUBBORN), timeout_s=timeout_ms / 1000)
+        finished, lines = await site.execute(dispatch, Control(term_s=0.2))
+        assert (finished.outcome, finished.error) == (
+            Outcome.TIMED_OUT,
+            f"Method timed out after {timeout_ms}ms",
+        )
+        assert finished.left == 0
+        if "deaf" in lines.text:
+            break
     assert "deaf" in lines.text
-    assert finished.left == 0
 
 
 async def test_a_cancelled_scope_kills_and_reaps_before_it_raises(site: Site) -> None:
     dispatch = site.dispatch(site.extension(STUBBORN))
     lines = Lines()
-    with trio.fail_after(15), trio.CancelScope() as scope:
+    with trio.fail_after(60), trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(site.executor.execute, dispatch, lines, Control())
             await lines.wait_for("deaf")
@@ -339,7 +343,7 @@ async def test_the_runner_that_waits_may_die_unnoticed(site: Site) -> None:
     bundle = site.extension(QUIET)
     await site.execute(site.dispatch(bundle))
     server = site.executor._stage.forks.pid
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not (spares := _spares(server)):  # noqa: ASYNC110 - only /proc tells
             await trio.sleep(0.01)
     for pid in spares:

@@ -65,7 +65,7 @@ class Inventory:
 
 def described(folder: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "swamp_worker.execution.runner.describe", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found) == {"types", "problems"}

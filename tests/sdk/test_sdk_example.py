@@ -29,7 +29,7 @@ def test_its_own_test_passes() -> None:
     folder = EXAMPLE / "extensions" / "models"
     found = subprocess.run(
         [sys.executable, "-B", "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"],
-        capture_output=True, text=True, timeout=30, check=False, cwd=PROJECT,
+        capture_output=True, text=True, timeout=60, check=False, cwd=PROJECT,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
 

@@ -44,7 +44,7 @@ async def test_one_turn_is_one_commit_in_the_loops_thread(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spy = Spy(store, monkeypatch)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with loop_commits(store), trio.open_nursery() as nursery:
             for number in range(10):
                 nursery.start_soon(commit, store, batch(f"r{number}"))
@@ -61,7 +61,7 @@ async def test_a_refused_batch_is_told_and_its_neighbours_commit(store: SqliteSt
         except Conflict:
             refused.append(name)
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with loop_commits(store), trio.open_nursery() as nursery:
             nursery.start_soon(one, "good", 0)
             nursery.start_soon(one, "bad", 7)
@@ -75,7 +75,7 @@ async def test_a_slow_commit_sends_the_next_ones_to_the_thread(
 ) -> None:
     spy = Spy(store, monkeypatch)
     here = threading.get_ident()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with loop_commits(store):
             spy.takes_s = 0.5
             await commit(store, batch("a"))
@@ -94,7 +94,7 @@ async def test_order_is_kept_while_the_thread_is_busy(
 ) -> None:
     """What the loop submits later must not overtake what it handed over."""
     spy = Spy(store, monkeypatch)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with loop_commits(store):
             spy.takes_s = 0.5
             await commit(store, batch("x", 0))
@@ -115,8 +115,8 @@ async def test_order_is_kept_while_the_thread_is_busy(
 
 
 async def test_leaving_commits_what_waits(store: SqliteStore) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with loop_commits(store):
             future = store.submit(batch("last"))
-        assert future.result(timeout=5).records[0].version == 1
+        assert future.result(timeout=60).records[0].version == 1
         store.close()

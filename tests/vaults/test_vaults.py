@@ -260,7 +260,7 @@ def test_two_processes_lose_nothing(repository: Repository) -> None:
         assert writer.stdin is not None
         writer.stdin.write(b"x")
         writer.stdin.close()
-    assert [writer.wait(timeout=30) for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
     vault = vaults.choose(None)
     assert vault.get("shared") in ("a", "b")
     names = [name for name in vault.keys() if name != "shared"]  # noqa: SIM118 - not a dict

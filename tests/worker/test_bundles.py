@@ -107,7 +107,7 @@ async def test_first_uses_at_the_same_time_share_one_download(tmp_path: Path, nu
     async def use() -> None:
         roots.append(await cache.folder(shell("x"), name))
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as users:
             for _ in range(20):
                 users.start_soon(use)
@@ -128,7 +128,7 @@ async def test_the_next_one_goes_on_when_the_first_is_cancelled(tmp_path: Path) 
         with scope:
             roots.append(await cache.folder(shell("x"), name))
 
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as users:
             users.start_soon(use, first)
             await trio.testing.wait_all_tasks_blocked(0.01)

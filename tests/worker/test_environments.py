@@ -174,7 +174,7 @@ async def test_an_installation_that_takes_too_long_is_ended_whole(
     monkeypatch.setattr(e, "_pip", lambda: [sys.executable, "-c", "import time; print('x'); time.sleep(60)"])
     unit = tmp_path / "unit"
     wheel(unit / "wheels", "swamptest_b", "2.0", "answer = 42")
-    with trio.fail_after(20), pytest.raises(NotInstalled, match="not installed within 0 s"):
+    with trio.fail_after(60), pytest.raises(NotInstalled, match="not installed within 0 s"):
         await Environments(tmp_path / "cache", keeper, install_s=0.2).of(unit, "step")
     assert list((tmp_path / "cache" / "environments").iterdir()) == []
     assert keeper._registry.entries() == []
@@ -189,7 +189,7 @@ async def test_a_cancelled_installation_leaves_no_process(
     unit = tmp_path / "unit"
     wheel(unit / "wheels", "swamptest_b", "2.0", "answer = 42")
     said: list[str] = []
-    with trio.fail_after(20), trio.CancelScope() as scope:
+    with trio.fail_after(60), trio.CancelScope() as scope:
 
         def hear(line: str) -> None:
             said.append(line)
@@ -211,7 +211,7 @@ async def test_an_installation_may_not_talk_without_end(
     unit = tmp_path / "unit"
     wheel(unit / "wheels", "swamptest_b", "2.0", "answer = 42")
     said: list[str] = []
-    with trio.fail_after(20), pytest.raises(NotInstalled, match=r"pip ended with 3: .*line 19999"):
+    with trio.fail_after(60), pytest.raises(NotInstalled, match=r"pip ended with 3: .*line 19999"):
         await Environments(tmp_path / "cache", keeper).of(unit, "step", said.append)
     assert sum(map(len, said)) < 300_000
     assert "pip said more" in said[-1]

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ async def main():
             keeper.renew({now} or __import__("swamp_worker.execution.registry").execution.registry.boot_ns(), {grace})
         executor = StepExecutor(directory / "work", keeper)
         dispatch = shell(Path({script!r}).read_text(), dispatch={dispatch!r})
-        print("ended", (await executor.execute(dispatch, Sink(), Control())).outcome.value, flush=True)
+        done = await executor.execute(dispatch, Sink(), Control())
+        print("ended", done.outcome.value, done.error or "", flush=True)
 
 trio.run(main)
 """
@@ -80,10 +82,10 @@ def marked(dispatch: str) -> list[int]:
 
 
 class Holder:
-    """A real process that runs one step under a keeper."""
+    """A real process that runs one step under a keeper. Its dispatch has a name that no other test has, of this run or another."""
 
-    def __init__(self, directory: Path, dispatch: str, *, grace: float = 0) -> None:
-        self.dispatch = dispatch
+    def __init__(self, directory: Path, *, grace: float = 0) -> None:
+        self.dispatch = dispatch = str(uuid.uuid4())
         script = directory / "script"
         script.write_text(SURVIVORS)
         text = HOLDER.format(
@@ -125,12 +127,12 @@ async def gone(dispatch: str) -> None:
 
 
 async def test_kill_9_of_the_holder_leaves_nothing(tmp_path: Path) -> None:
-    holder = Holder(tmp_path, "kill-nine")
+    holder = Holder(tmp_path)
     try:
         with trio.fail_after(60):
             keeper = await holder.up()
             holder.process.send_signal(signal.SIGKILL)
-            await gone("kill-nine")
+            await gone(holder.dispatch)
             while Path(f"/proc/{keeper}/cmdline").exists() and b"keeper_main" in cmdline(keeper):
                 await trio.sleep(0.01)
         book = Registry.open(tmp_path / REGISTRY_NAME)
@@ -153,7 +155,7 @@ def cmdline(pid: int) -> bytes:
 
 
 async def test_a_successor_reaps_when_holder_and_keeper_are_both_dead(tmp_path: Path) -> None:
-    holder = Holder(tmp_path, "both-dead")
+    holder = Holder(tmp_path)
     try:
         with trio.fail_after(60):
             keeper = await holder.up()
@@ -161,12 +163,12 @@ async def test_a_successor_reaps_when_holder_and_keeper_are_both_dead(tmp_path: 
             holder.process.send_signal(signal.SIGKILL)
             await holder.wait()
             os.kill(keeper, signal.SIGKILL)
-            assert len(marked("both-dead")) >= 6
+            assert len(marked(holder.dispatch)) >= 6
             found = await trio.to_thread.run_sync(reap_predecessor, tmp_path)
         assert found is not None
         assert found.reaped
         assert found.instance == "the-holder"
-        assert marked("both-dead") == []
+        assert marked(holder.dispatch) == []
         assert reap_predecessor(tmp_path) is None
     finally:
         holder.close()
@@ -174,16 +176,16 @@ async def test_a_successor_reaps_when_holder_and_keeper_are_both_dead(tmp_path: 
 
 async def test_a_stopped_holder_loses_its_step_at_the_give_up_instant(tmp_path: Path) -> None:
     """SIGSTOP past ⅞G: the keeper kills; the holder, going on, says abandoned and nothing else."""
-    holder = Holder(tmp_path, "stopped", grace=2.0)
+    holder = Holder(tmp_path, grace=2.0)
     try:
         with trio.fail_after(60):
             await holder.up()
             holder.process.send_signal(signal.SIGSTOP)
-            await gone("stopped")
+            await gone(holder.dispatch)
             holder.process.send_signal(signal.SIGCONT)
             assert holder.process.stdout is not None
             line = await trio.to_thread.run_sync(holder.process.stdout.readline, abandon_on_cancel=True)
-            assert line == "ended abandoned\n"
+            assert line.startswith("ended abandoned "), line
             assert await holder.wait() == 0
     finally:
         holder.close()

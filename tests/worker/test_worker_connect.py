@@ -86,7 +86,7 @@ async def serving(context: ssl.SSLContext | None = None) -> AsyncIterator[Server
             )
         )
         server.port = listening.port
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             yield server
         nursery.cancel_scope.cancel()
 
@@ -134,7 +134,7 @@ async def connecting(
         try:
             yield found
         finally:
-            with trio.CancelScope(shield=True), trio.move_on_after(5):
+            with trio.CancelScope(shield=True), trio.move_on_after(60):
                 if process.poll() is None:
                     process.kill()
                 await process.wait()
@@ -335,7 +335,7 @@ async def test_without_a_cache_directory_there_is_a_warning(tmp_path: Path) -> N
 async def test_nobody_there_is_said_and_retried(tmp_path: Path) -> None:
     async with serving() as server:
         port = server.port
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with connecting(
             f"ws://127.0.0.1:{port}", *GIVEN, "--cache-dir", str(tmp_path), "--no-reconnect"
         ) as worker:
@@ -363,7 +363,7 @@ async def test_a_server_that_hangs_up_is_said(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
         port = listener.socket.getsockname()[1]
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with connecting(f"ws://127.0.0.1:{port}", *GIVEN, "--cache-dir", str(tmp_path)) as worker:
                 await worker.says("closed the connection before the WebSocket was open")
                 await worker.says("wss://", "err")

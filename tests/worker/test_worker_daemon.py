@@ -267,7 +267,7 @@ async def test_an_enrollment_that_makes_no_sense_is_no_enrollment(
 async def test_a_real_step_from_start_to_noted_end(tmp_path: Path, executor: StepExecutor) -> None:
     """Real processes, real clock."""
     async with world(tmp_path, executor=executor) as w:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await w.orchestrator.linked()
             kept = await w.orchestrator.start(shell("echo one; echo two >&2; exit 3"))
             finished = await w.orchestrator.finished(kept)
@@ -684,7 +684,7 @@ async def test_the_second_signal_cancels_and_leaves(tmp_path: Path, autojump_clo
 async def test_the_third_signal_kills_at_once(tmp_path: Path, executor: StepExecutor) -> None:
     """Real processes that ignore TERM; none is left when `run` returns."""
     async with world(tmp_path, executor=executor) as w:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             o = w.orchestrator
             await o.linked()
             kept = await o.start(

@@ -72,14 +72,14 @@ async def worker() -> AsyncIterator[Make]:
         return Worker(RemoteAccess(calls, planes[-1]), holder, calls, said)
 
     yield make
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         for plane in planes:
             await plane.aclose()
 
 
 @pytest.fixture
 async def twin() -> AsyncIterator[DataTwin]:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with data_twin() as made:
             yield made
 
@@ -181,7 +181,7 @@ async def test_a_server_that_is_not_an_orchestrator_is_named_with_the_fix(
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     nursery.start_soon(trio.serve_listeners, other, listeners)
     here = worker(f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}")
-    with trio.fail_after(10), pytest.raises(CallRefused, match="--data-plane-url"):
+    with trio.fail_after(60), pytest.raises(CallRefused, match="--data-plane-url"):
         await here.access.write(shell("true"), 1, (output("a"),))
     nursery.cancel_scope.cancel()
 
@@ -412,7 +412,7 @@ async def test_tls_is_checked_on_this_connection_too(
         (Address.parse("wss://127.0.0.1", pin="0" * 64), f"fingerprint {pin}, which is not the pinned one"),
         (Address.parse("wss://127.0.0.1", ca_file=tmp_path / "ca", pin="0" * 64), "not the pinned one"),
     )
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with data_twin(certfile=tmp_path / "cert", keyfile=tmp_path / "key") as twin:
             for number, address in enumerate(good, 1):
                 await worker(twin.base, address.pinned_context).access.write(
