@@ -287,7 +287,11 @@ def ticking() -> Iterator[int]:
 counter = iter(range(1_000_000))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(st.integers(0, 2**40))
 @example(0)
 def test_pushdown_is_exact(folder: Path, seed: int) -> None:

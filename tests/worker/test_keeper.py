@@ -1,6 +1,7 @@
 """The keeper with real processes: what a holder leaves behind dies, whoever dies first. Counted from /proc."""
 # ruff: noqa: ASYNC110, ASYNC240 - waits for what only /proc tells, and reading it does not block
 
+import contextlib
 import os
 import signal
 import struct
@@ -46,6 +47,7 @@ from conftest import shell
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
 from swamp_worker.execution.keeper import open_keeper
+from swamp_worker.execution.registry import boot_ns
 
 class Sink:
     async def write(self, first, lines):
@@ -55,8 +57,7 @@ async def main():
     global keeper
     directory = Path({directory!r})
     async with open_keeper(directory, "the-holder") as keeper:
-        if {grace}:
-            keeper.renew({now} or __import__("swamp_worker.execution.registry").execution.registry.boot_ns(), {grace})
+        keeper.renew(boot_ns(), 3600.0)
         executor = StepExecutor(directory / "work", keeper)
         dispatch = shell(Path({script!r}).read_text(), dispatch={dispatch!r})
         done = await executor.execute(dispatch, Sink(), Control())
@@ -84,7 +85,7 @@ def marked(dispatch: str) -> list[int]:
 class Holder:
     """A real process that runs one step under a keeper. Its dispatch has a name that no other test has, of this run or another."""
 
-    def __init__(self, directory: Path, *, grace: float = 0) -> None:
+    def __init__(self, directory: Path) -> None:
         self.dispatch = dispatch = str(uuid.uuid4())
         script = directory / "script"
         script.write_text(SURVIVORS)
@@ -94,8 +95,6 @@ class Holder:
             directory=str(directory),
             script=str(script),
             dispatch=dispatch,
-            grace=grace,
-            now=0,
         )
         self.process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
 
@@ -118,7 +117,8 @@ class Holder:
         assert self.process.stdout is not None
         self.process.stdout.close()
         for pid in marked(self.dispatch):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 async def gone(dispatch: str) -> None:
@@ -175,12 +175,19 @@ async def test_a_successor_reaps_when_holder_and_keeper_are_both_dead(tmp_path: 
 
 
 async def test_a_stopped_holder_loses_its_step_at_the_give_up_instant(tmp_path: Path) -> None:
-    """SIGSTOP past ⅞G: the keeper kills; the holder, going on, says abandoned and nothing else."""
-    holder = Holder(tmp_path, grace=2.0)
+    """SIGSTOP past ⅞G, an instant that the test makes come at once: the keeper kills; the holder, going on, says abandoned and
+    nothing else.
+    """
+    holder = Holder(tmp_path)
     try:
         with trio.fail_after(60):
             await holder.up()
             holder.process.send_signal(signal.SIGSTOP)
+            book = Registry.open(tmp_path / REGISTRY_NAME)
+            assert book is not None
+            assert book.header().give_up_ns > boot_ns()
+            book.set_give_up(boot_ns())
+            book.close()
             await gone(holder.dispatch)
             holder.process.send_signal(signal.SIGCONT)
             assert holder.process.stdout is not None

@@ -144,7 +144,11 @@ def test_sweep_removes_what_a_predecessor_left(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60)), max_size=30))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 async def test_any_order_of_adding_and_letting_go(tmp_path: Path, moves: list[tuple[int, int]]) -> None:
     room = SpoolRoom(tmp_path / "any")
     spool = room.open("d")
