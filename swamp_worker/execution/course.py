@@ -122,6 +122,7 @@ class Course:
         self._left: int | None = 0
         self._killed_children = 0
         self._clean_looks = 0
+        self.quiet_s = QUIET_START_S  # its output is not looked at while it is so young
 
     async def run(self, timeout_s: float | None) -> None:
         """From the started process to nothing left of it. Raises Cancelled only after that."""
@@ -158,7 +159,7 @@ class Course:
 
     # ── follow ──────────────────────────────────────────────────────────────────────────────────────────────
     async def _follow(self) -> None:
-        if await self._watch.wait_end(QUIET_START_S) and process.reap(self._child):
+        if await self._watch.wait_end(self.quiet_s) and process.reap(self._child):
             self._child.close_exit()
         while self._child.status is None:
             await self._turn()

@@ -74,11 +74,23 @@ class Keeper:
         except IndexError:
             raise Broken(f"more than {ENTRIES_MAX} processes at once on one machine") from None
 
-    def register(self, dispatch: str, pid: int) -> None:
-        """It runs; its group is `pid`."""
-        self._registry.register(self._places[dispatch], pid)
+    def register(self, dispatch: str, pid: int, from_ns: int = 0) -> None:
+        """It runs; its group is `pid`. `from_ns`: an instant of the boot clock before its start, where that was before `expect`."""
+        self._registry.register(self._places[dispatch], pid, from_ns)
         self._leaders[pid] = dispatch
         self._look_due.set()
+
+    def stand_by(self, pid: int) -> None:
+        """A child of ours that waits for a dispatch to be registered for; its marker is another's. `dismiss` when none comes."""
+        self._leaders[pid] = ""
+
+    def dismiss(self, pid: int) -> None:
+        """It waits no more."""
+        self._leaders.pop(pid, None)
+
+    def knows(self, pid: int) -> bool:
+        """Whether it is registered, or waits."""
+        return pid in self._leaders
 
     def limit(self, dispatch: str, kill_by_ns: int) -> None:
         """Set the dispatch's own latest instant, boot clock; 0 takes it back."""

@@ -153,10 +153,12 @@ class Registry:
         self._map[at] = State.EXPECTED
         return place
 
-    def register(self, place: int, group: int) -> None:
-        """The process runs; its group is its pid."""
+    def register(self, place: int, group: int, from_ns: int = 0) -> None:
+        """The process runs; its group is its pid. `from_ns`: not before this instant, where it was started before it was expected."""
         at = _HEADER_SIZE + place * _ENTRY_SIZE
         struct.pack_into("<I", self._map, at + 4, group)
+        if from_ns:
+            _U64.pack_into(self._map, at + 8, from_ns)
         _U64.pack_into(self._map, at + 16, boot_ns())
         self._map[at] = State.RUNNING
 

@@ -10,7 +10,9 @@ from conftest import Lines, Site
 
 from swamp_proto.limits import RUNNER_FRAME_MAX
 from swamp_proto.messages.dispatch import Outcome
+from swamp_worker.execution import procfs, reaping
 from swamp_worker.execution.interface import Control
+from swamp_worker.execution.runner.forks import SPARES
 
 WRONG = [
     ("raise ValueError('no such host')", "ValueError: no such host (ext.py:23)"),
@@ -331,6 +333,12 @@ async def test_a_forkserver_that_died_is_replaced(site: Site) -> None:
         os.kill(first, how)
         if how == signal.SIGSTOP:  # it hangs: found out only by waiting for it
             os.kill(first, signal.SIGKILL)
+        after, lines = await site.execute(site.dispatch(bundle))  # whether its end was noticed already or not
+        assert after.error is None
+        assert lines.text == f"fine {os.getpid()}"
+        with trio.fail_after(60):
+            while forks.pid == first:  # noqa: ASYNC110 - nothing tells
+                await trio.sleep(0.01)
         after, lines = await site.execute(site.dispatch(bundle))
         assert after.error is None
         assert lines.text == f"fine {os.getpid()}"
@@ -339,31 +347,69 @@ async def test_a_forkserver_that_died_is_replaced(site: Site) -> None:
         assert first is not None
 
 
-async def test_the_runner_that_waits_may_die_unnoticed(site: Site) -> None:
+async def test_the_runners_that_wait_may_die_unnoticed(site: Site) -> None:
     bundle = site.extension(QUIET)
     await site.execute(site.dispatch(bundle))
-    server = site.executor._stage.forks.pid
-    with trio.fail_after(60):
-        while not (spares := _spares(server)):  # noqa: ASYNC110 - only /proc tells
-            await trio.sleep(0.01)
+    forks = site.executor._stage.forks
+    spares = forks.spares
+    assert spares
+    assert all(pid in (procfs.children() or ()) for pid in spares)
+    assert all(os.getpgid(pid) == pid == os.getsid(pid) for pid in spares)
     for pid in spares:
         os.kill(pid, signal.SIGKILL)
     after, lines = await site.execute(site.dispatch(bundle))
     assert after.error is None
     assert "fine" in lines.text
+    assert not set(forks.spares) & set(spares)
 
 
-def _spares(server: int | None) -> list[int]:
-    """Children of ours in the forkserver's group: forked, and not asked for yet."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            pid, rest = int(path.parent.name), path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if (int(rest[1]), int(rest[2])) == (os.getpid(), server) and pid != server and rest[0] != "Z":
-            found.append(pid)
-    return found
+async def test_runners_that_wait_are_bounded_and_no_step_gets_anothers(site: Site) -> None:
+    bundle = site.extension("@method\ndef go(self, context: PlainContext) -> None: print(os.getpid())")
+    seen: list[str] = []
+
+    async def one() -> None:
+        for _ in range(3):
+            finished, lines = await site.execute(site.dispatch(bundle), within_s=60)
+            assert finished.error is None
+            assert len(site.executor._stage.forks.spares) <= SPARES
+            seen.append(lines.text)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(one)
+    assert len(seen) == len(set(seen)) == 12
+
+
+async def test_runners_that_wait_go_with_their_forkserver(site: Site) -> None:
+    await site.execute(site.dispatch(site.extension(QUIET)))
+    forks = site.executor._stage.forks
+    spares = forks.spares
+    assert spares
+    assert forks.pid is not None
+    os.kill(forks.pid, signal.SIGKILL)
+    with trio.fail_after(60):
+        while any((found := procfs.process(pid)) and not found.dead for pid in spares):  # noqa: ASYNC110 - only /proc tells
+            await trio.sleep(0.01)
+    assert forks.spares == ()
+
+
+async def test_a_runner_that_waited_is_found_by_its_group(site: Site) -> None:
+    """What it starts and strips of its marker is found too, as with a process that was started for its step."""
+    bundle = site.extension(
+        "@method\ndef go(self, context: PlainContext) -> None:\n"
+        "    import subprocess\n    subprocess.Popen(['sleep', '600'], env={})\n"
+        "    print('ready')\n    time.sleep(600)"
+    )
+    await site.execute(site.dispatch(site.extension(QUIET)))
+    assert site.executor._stage.forks.spares
+    dispatch, control, lines = site.dispatch(bundle), Control(), Lines()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(site.executor.execute, dispatch, lines, control)
+        with trio.fail_after(60):
+            await lines.wait_for("ready")
+        entries = [each for each in site.keeper._registry.entries() if each.marker == dispatch.dispatch]
+        assert len(reaping.alive(entries, strict=True)) == 2
+        control.ask_cancel("seen enough", 0.1)
 
 
 async def test_the_forkserver_holds_nothing_of_the_executors(

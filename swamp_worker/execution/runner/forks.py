@@ -1,12 +1,16 @@
-"""The executor's side of its forkserver: started with the first Python step, kept, watched, replaced when it died.
+"""The executor's side of its forkserver: started with the first Python step, kept, watched, replaced when it died; and the runners
+that it has made and that wait for a step.
 
-    pid = await forks.fork(dispatch, out, err, channel)
+    runner = await forks.take()     # one that waits; whoever takes it registers it, then sends it its start
+    forks.refill()                  # when the machine has a moment: make those that the next steps will want
 
 Rules that hold here:
 
-- The forkserver is registered with the keeper before it can fork anything: it dies with its owner, and what it had just forked and
-  nobody had registered yet dies with it, by its group.
-- A fork is not cancelled half way: whoever is cancelled meanwhile finds a process that is registered, or none.
+- The forkserver is registered with the keeper before it can fork anything. What it forked carries its marker until a step's start
+  has come: it dies with the forkserver's entry, and by itself when the executor is gone or closes its channel.
+- A runner leads its own group before anybody is told of it, so that registering it is all that a dispatch needs.
+- At most `SPARES` wait. Two steps never get the same one; a runner whose forkserver has died is not handed out.
+- A fork is not cancelled half way.
 - Where a grandchild can not become a child of ours (no child subreaper), there is no forkserver; runners start cold.
 """
 
@@ -22,29 +26,57 @@ import uuid
 from pathlib import Path
 from typing import Final
 
+import attrs
 import trio
 
-from swamp_proto.errors import Broken
+from swamp_proto.errors import Broken, SwampError
 from swamp_worker.execution import procfs
 from swamp_worker.execution.keeper import Keeper
-from swamp_worker.execution.process import kill_and_reap, wait_until
+from swamp_worker.execution.process import Child, adopt, kill_and_reap
+from swamp_worker.execution.registry import boot_ns
 
+SPARES: Final = 3
+"""Runners that wait, at most: each is about 4 MiB that it does not share. Made by two, a fork that is only a go-between is made
+for two steps together, and short bursts find theirs ready."""
+
+FEW: Final = 1  # so few of them are filled up again
 ANSWER: Final = struct.Struct("<q")
+EACH: Final = 3  # descriptors that a runner is given: channel, standard output, standard error
+MORE_MAX: Final = SPARES
 MARKER_ROOM: Final = 64
 _FORK_S: Final = 20.0
-_GONE_S: Final = 5.0
 _SCRIPT: Final = Path(__file__).with_name("forkserver.py")
 
 
+@attrs.frozen(eq=False)
+class Waiting:
+    """A runner that waits for its start on `channel`, our end. It was forked after `from_ns`, by the boot clock."""
+
+    child: Child
+    channel: socket.socket
+    from_ns: int
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    def let_go(self) -> None:
+        """Nobody wants it."""
+        self.channel.close()
+        self.child.close()
+        kill_and_reap(self.pid)
+
+
 class Forks:
-    """One per executor. `fork` starts what it needs."""
+    """One per executor. `take` starts what it needs."""
 
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
-        self._marker = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._control: trio.socket.SocketType | None = None
+        self._waiting: list[Waiting] = []
         self._lock = trio.Lock()
+        self._is_refilling = False
 
     @property
     def available(self) -> bool:
@@ -56,46 +88,103 @@ class Forks:
         """Of the forkserver, while there is one."""
         return self._process.pid if self._process is not None else None
 
-    async def fork(self, dispatch: str, out: int, err: int, channel: int) -> int:
-        """A runner that waits for its start on `channel`; our child, leading its own group. Raises `Broken`."""
-        with trio.CancelScope(shield=True), trio.move_on_after(2 * _FORK_S):
-            async with self._lock:
-                for _ in range(2):  # the second time with a forkserver that is surely new
-                    if self._process is None:
-                        self._start()
-                    pid = await self._ask(dispatch, out, err, channel)
-                    if pid:
-                        return pid
-                    await self._end()
-                    await wait_until(lambda: self._none_left(dispatch), _GONE_S)
+    @property
+    def spares(self) -> tuple[int, ...]:
+        """The pids of those that wait."""
+        return tuple(each.pid for each in self._waiting)
+
+    async def take(self) -> Waiting:
+        """A runner that waits; our child, leading its own group. Raises `Broken`."""
+        if self._process is not None and self._process.poll() is not None:
+            self._dismiss()
+        with trio.CancelScope(shield=True):
+            while not self._waiting:
+                await self._more(1)
+        return self._waiting.pop(0)
+
+    def refill(self) -> None:
+        """Soon make those that are missing, when few are left."""
+        if self._process is not None and len(self._waiting) <= FEW and not self._is_refilling:
+            self._is_refilling = True
+            trio.lowlevel.spawn_system_task(self._refill)
+
+    def mistrust(self) -> None:
+        """One of them was dead when its step came: none that was made before is handed out."""
+        self._dismiss()
+
+    async def _refill(self) -> None:
+        """A system task: what it makes is for steps that have not come yet. When it can not, the next step says why."""
+        try:
+            with contextlib.suppress(SwampError):
+                await self._more(FEW + 1)
+        finally:
+            self._is_refilling = False
+
+    async def _more(self, least: int) -> None:
+        """See to it that at least so many wait. Raises `Broken`."""
+        async with self._lock:
+            for _ in range(2):  # the second time with a forkserver that is surely new
+                if len(self._waiting) >= least:
+                    return
+                if self._process is None:
+                    self._start()
+                if await self._ask(SPARES - len(self._waiting)):
+                    return
+                await self._end()
         raise Broken("no process could be made for the method: the machine may be out of processes or memory")
 
-    def _none_left(self, dispatch: str) -> bool:
-        """Kills what a forkserver made without saying so: two runners must not listen to one channel."""
-        found = self._keeper.left(dispatch, None)
-        for pid in found:
-            kill_and_reap(pid)
-        return not found
-
-    async def _ask(self, dispatch: str, out: int, err: int, channel: int) -> int:
-        control = self._control
+    async def _ask(self, count: int) -> bool:
+        """Whether the forkserver made any."""
+        control, process = self._control, self._process
         assert control is not None
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [out, err, channel]).tobytes())]
+        from_ns = boot_ns()
+        ours: list[int] = []
+        theirs: list[int] = []
+        made: list[Waiting] = []
         try:
+            for _ in range(count):
+                here, there = socket.socketpair()
+                ours.append(here.detach())
+                theirs.append(there.detach())
+                for _ in ("out", "err"):
+                    read, write = os.pipe()
+                    ours.append(read)
+                    theirs.append(write)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", theirs).tobytes())]
+            answer = b""
             with trio.move_on_after(_FORK_S):
-                await control.sendmsg([dispatch.encode()[:MARKER_ROOM]], rights)
-                answer = await control.recv(ANSWER.size)
-                if len(answer) == ANSWER.size:
-                    return int(ANSWER.unpack(answer)[0])
+                await control.sendmsg([b"."], rights)
+                answer = await control.recv(count * ANSWER.size)
+            for (pid,) in ANSWER.iter_unpack(answer[: len(answer) // ANSWER.size * ANSWER.size]):
+                if pid and self._process is process:
+                    channel, out, err = ours[len(made) * EACH :][:EACH]
+                    child = adopt(pid, out, err)
+                    made.append(Waiting(child, socket.socket(fileno=channel), from_ns))
         except (OSError, trio.ClosedResourceError):  # it has ended; its watch may have noticed first
             pass
-        return 0
+        finally:
+            for descriptor in (
+                *theirs,
+                *ours[len(made) * EACH :],
+            ):  # one that was made, and not said, ends by this
+                os.close(descriptor)
+        for each in made:
+            self._keeper.stand_by(each.pid)
+        self._waiting += made
+        return bool(made)
+
+    def _dismiss(self) -> None:
+        """Nobody gets those that wait."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            self._keeper.dismiss(each.pid)
+            each.let_go()
 
     def _start(self) -> None:
         """Start the process. Raises `Broken`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._marker = f"forkserver-{uuid.uuid4()}".ljust(MARKER_ROOM, ".")
-        self._keeper.expect(self._marker)
+        marker = f"forkserver-{uuid.uuid4()}".ljust(MARKER_ROOM, ".")
+        self._keeper.expect(marker)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-X", "utf8", str(_SCRIPT), str(theirs.fileno())],
@@ -104,21 +193,21 @@ class Forks:
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
-                env={"PATH": os.environ.get("PATH", os.defpath), procfs.MARKER_NAME: self._marker},
+                env={"PATH": os.environ.get("PATH", os.defpath), procfs.MARKER_NAME: marker},
                 cwd="/",
             )
         except OSError as error:
-            self._keeper.forget(self._marker)
+            self._keeper.forget(marker)
             ours.close()
             raise Broken(
                 f"the process that starts Python methods can not be started: {error.strerror}"
             ) from error
         finally:
             theirs.close()
-        self._keeper.register(self._marker, process.pid)
+        self._keeper.register(marker, process.pid)
         self._process = process
         self._control = trio.socket.from_stdlib_socket(ours)
-        trio.lowlevel.spawn_system_task(self._watch, process, self._control, self._marker)
+        trio.lowlevel.spawn_system_task(self._watch, process, self._control, marker)
 
     async def _watch(
         self, process: "subprocess.Popen[bytes]", control: trio.socket.SocketType, marker: str
@@ -133,7 +222,11 @@ class Forks:
             with trio.CancelScope(shield=True):
                 await wait_gone(process)
             if self._process is process:
+                self._dismiss()
                 self._process = self._control = None
+            for pid in self._keeper.left(marker, None):  # made, and never said
+                if not self._keeper.knows(pid):
+                    kill_and_reap(pid)
             with contextlib.suppress(KeyError, ValueError):  # a keeper that has ended needs no word
                 self._keeper.forget(marker, process.pid)
 
@@ -145,6 +238,7 @@ class Forks:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         await wait_gone(process)
+        self._dismiss()
         self._process = self._control = None
 
 

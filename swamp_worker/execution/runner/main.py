@@ -1,8 +1,8 @@
 """What runs in a runner process: reads its start from the channel, performs the step, says how it went, and is gone.
 
-Two ways lead here: a child of the forkserver (`forkserver.py`), and a fresh interpreter for code with dependencies
-(`python -I main.py CHANNEL`). Either way this process leads its own session and group, has `/dev/null` as standard input, two pipes
-to the step's log as standard output and error, and one more descriptor, the channel, which nothing it starts inherits.
+Two ways lead here: a child of the forkserver (`forkserver.py`), forked before there was a step, and a fresh interpreter for code
+with dependencies (`python -I main.py CHANNEL`). Either way this process leads its own session and group, has `/dev/null` as standard
+input, two pipes to the step's log as standard output and error, and one more descriptor, the channel, which nothing it starts inherits.
 
 Rules that hold here:
 
@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -39,13 +40,16 @@ from swamp_worker.sdk.values import ModelInfo, Place
 _INLINE_OUTPUTS_MAX = 1024 * 1024  # of one closing message; larger outputs are put beside it as files
 
 
-def run(channel: socket.socket) -> NoReturn:
-    """Perform the step that the channel names. Does not return."""
+def run(channel: socket.socket, mark: Callable[[bytes], object] = lambda marker: None) -> NoReturn:
+    """Perform the step that the channel names, when it does; `mark` hears its marker first. Does not return."""
     code = 1
     try:
+        sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc,assignment] # those of the interpreter were made for other files
+        sys.stderr = sys.__stderr__ = _stream(2)  # type: ignore[misc,assignment]
         wire = Wire(channel)
         start = _receive(channel, wire.inbox)
         if start is not None:
+            mark(start["dispatch"].encode())
             _enter(start)
             _finish(wire, start, _perform(wire, start))
             code = 0
@@ -70,6 +74,7 @@ def rehearse() -> None:
     there is a step. Leaves nothing behind.
     """
     before = signal.getsignal(signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # one that is meant is taken afterwards
     ours, theirs = socket.socketpair()
     with ours, theirs:
         wire = Wire(ours)
@@ -87,6 +92,7 @@ def rehearse() -> None:
         for name, value in list(os.environ.items()):
             os.environ[name] = value
     signal.signal(signal.SIGTERM, before)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 async def _act(self: Any, context: Any) -> None:
@@ -103,15 +109,14 @@ def _receive(channel: socket.socket, inbox: Inbox) -> dict[str, Any] | None:
 
 
 def _enter(start: dict[str, Any]) -> None:
-    """Become the step's process: its environment, its directory, its standard streams."""
+    """Become the step's process: its environment and its directory."""
     environment = dict(entry.split(b"=", 1) for entry in start["environment"].split(b"\0") if entry)
-    os.environb.clear()
+    environment[b"PWD"] = os.fsencode(start["directory"])
+    for name in [name for name in os.environb if name not in environment]:
+        del os.environb[name]
     os.environb.update(environment)
     time.tzset()
     os.chdir(start["directory"])
-    os.environ["PWD"] = start["directory"]
-    sys.stdout = sys.__stdout__ = _stream(1)  # type: ignore[misc,assignment] # those of the interpreter were made for other files
-    sys.stderr = sys.__stderr__ = _stream(2)  # type: ignore[misc,assignment]
 
 
 def _stream(descriptor: int) -> TextIO:

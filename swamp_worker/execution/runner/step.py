@@ -10,7 +10,7 @@ Rules that hold here:
 """
 
 import contextlib
-import os
+import errno
 import socket
 import sys
 import time
@@ -36,6 +36,8 @@ from swamp_worker.execution.runner.framing import READ_SIZE, Inbox, pack
 from swamp_worker.execution.runner.loading import OWN_ROOT
 
 _MAIN: Final = str(Path(__file__).with_name("main.py"))
+_STARTS: Final = 2  # the second one with a process that was made for it
+_QUIET_S: Final = 0.01  # most methods that print nothing have ended by then
 _CLOSE_S: Final = 5.0  # for the channel to end after the last process that could hold it
 
 
@@ -81,13 +83,12 @@ async def run_program(
         if over is not None:
             return failed(over[1], over[0])
         start = pack(_start(dispatch, program, code, directory, environment))
-        ours, theirs = socket.socketpair()
-        with ours:
+        for _ in range(_STARTS):
             host.expect(dispatch.dispatch, dispatch.timeout_s, control.term_s)
-            with theirs:
-                child = await _begin(dispatch, code, environment, directory, theirs, host, stage)
+            child, channel = await _begin(dispatch, code, environment, directory, host, stage)
             control.started.set()
             course = Course(child, dispatch, sink, control, host, mask, sent=prologue.sent, what="the method")
+            course.quiet_s = _QUIET_S
             requests = Requests(
                 dispatch,
                 stage.access,
@@ -96,9 +97,16 @@ async def run_program(
                 lambda: _abandon(control, "the lease of this step has ended"),
                 course.add_line,
             )
-            conversation = _Conversation(ours, requests, control)
+            conversation = _Conversation(channel, requests, control)
             await conversation.accompany(course, start, dispatch.timeout_s)
-            outcome, error, outputs = await _outcome(course, conversation, requests, dispatch, control, host)
+            if (
+                not conversation.unheard
+                or course.left != 0
+                or course.interruption("Method", dispatch.timeout_s)
+            ):
+                break
+            stage.forks.mistrust()
+        outcome, error, outputs = await _outcome(course, conversation, requests, dispatch, control, host)
         return Finished(
             dispatch=dispatch.dispatch,
             fence=dispatch.fence,
@@ -120,6 +128,7 @@ async def run_program(
     finally:
         if directory:
             host.workspace.remove(directory)
+        stage.forks.refill()
 
 
 class _Prologue:
@@ -202,6 +211,7 @@ def _start(
     place = dispatch.place
     return {
         "start": True,
+        "dispatch": dispatch.dispatch,
         "environment": b"\0".join(name + b"=" + value for name, value in environment.items()),
         "directory": directory,
         "root": str(code.root),
@@ -231,41 +241,32 @@ async def _begin(
     code: _Code,
     environment: dict[bytes, bytes],
     directory: str,
-    channel: socket.socket,
     host: Host,
     stage: Backstage,
-) -> process.Child:
-    """A process that waits for its start, registered. Raises `Broken`; then nothing of it is left."""
+) -> tuple[process.Child, socket.socket]:
+    """A process that waits for its start on a channel, registered. Raises `Broken`; then nothing of it is left."""
     name = dispatch.dispatch
     try:
         if code.dependencies is None and stage.forks.available:
-            child = await _fork(name, channel, stage.forks)
-        else:
-            descriptor = channel.fileno()
+            waiting = await stage.forks.take()
+            host.keeper.register(name, waiting.pid, waiting.from_ns)
+            return waiting.child, waiting.channel
+        ours, theirs = socket.socketpair()
+        with theirs:
+            descriptor = theirs.fileno()
             command = (sys.executable, "-I", "-X", "utf8", _MAIN, str(descriptor))
-            child = process.spawn(command, sys.executable, environment, directory, (descriptor,))
+            try:
+                child = process.spawn(command, sys.executable, environment, directory, (descriptor,))
+            except BaseException:
+                ours.close()
+                raise
     except (SwampError, OSError, ValueError) as error:
         for pid in host.keeper.left(name, None):
             process.kill_and_reap(pid)
         host.keeper.forget(name)
         raise Broken(f"The method's process could not be started: {error}") from None
     host.keeper.register(name, child.pid)
-    return child
-
-
-async def _fork(name: str, channel: socket.socket, forks: Forks) -> process.Child:
-    out_read, out_write = os.pipe()
-    err_read, err_write = os.pipe()
-    try:
-        pid = await forks.fork(name, out_write, err_write, channel.fileno())
-    except BaseException:
-        os.close(out_read)
-        os.close(err_read)
-        raise
-    finally:
-        os.close(out_write)
-        os.close(err_write)
-    return process.adopt(pid, out_read, err_read)
+    return child, ours
 
 
 def _abandon(control: Control, reason: str) -> None:
@@ -275,16 +276,17 @@ def _abandon(control: Control, reason: str) -> None:
 
 
 class _Conversation:
-    """With one runner, over its channel."""
+    """With one runner, over its channel, which is closed at the end."""
 
     def __init__(self, channel: socket.socket, requests: Requests, control: Control) -> None:
-        self._channel = trio.socket.from_stdlib_socket(channel.dup())
+        self._channel = trio.socket.from_stdlib_socket(channel)
         self._requests = requests
         self._control = control
         self._sending = trio.Lock()
         self._room = trio.CapacityLimiter(CALLS_PER_DISPATCH_MAX)
         self.done: dict[str, Any] | None = None
         self.broken = ""  # what the runner sent that is no message
+        self.unheard = False  # it ended before it had read its start: no code of an author's has run
 
     async def accompany(self, course: Course, start: bytes, timeout_s: float | None) -> None:
         """From the start to the end of the process, and of what it had said."""
@@ -307,12 +309,14 @@ class _Conversation:
 
     async def _converse(self, nursery: trio.Nursery, start: bytes, ended: trio.Event) -> None:
         inbox = Inbox()
+        heard = False
         try:
             await self._send(start)
             while True:
                 data = await self._channel.recv(READ_SIZE)
                 if not data:
                     return
+                heard = True
                 inbox.feed(data)
                 while (message := inbox.take()) is not None:
                     if message.get("done"):
@@ -324,8 +328,8 @@ class _Conversation:
         except (LimitExceeded, MalformedMessage) as error:
             self.broken = f"its process sent what is no message: {error}"
             self._control.ask_cancel("its process sent what is no message", self._control.term_s)
-        except OSError:
-            return  # it is gone; how it went is the course's to say
+        except OSError as error:  # it is gone; how it went is the course's to say
+            self.unheard = not heard and error.errno in (errno.EPIPE, errno.ECONNRESET)
         finally:
             ended.set()
 
