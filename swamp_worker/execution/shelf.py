@@ -11,6 +11,8 @@ Rules that hold here:
   is damaged is made anew.
 - Whoever uses an entry holds a shared lock on it. Only what nobody uses, in any process, is removed, the longest unused
   first, when all entries together are larger than the bound.
+- An entry that nobody uses any more stays open without its lock for a while. Who comes next locks it again, and looks whether it is
+  still the one: step follows step, and its bytes need not be compared, nor a thread be asked, for each.
 - Several who want the same key at the same time share one making of it.
 
 It does not know what the folders hold, nor how they are made.
@@ -37,6 +39,7 @@ from swamp_worker.execution.workspace import remove_tree
 CONTENT: Final = "content"
 ENTRY: Final = "entry.json"
 LOOK_AGAIN_S: Final = 30.0  # between two looks at sizes and times of an entry that is used all the time
+IDLE_MAX: Final = 32  # entries that stay open although nobody uses them
 _PIECE: Final = 1024 * 1024
 
 Fill = Callable[[Path], Awaitable[None]]
@@ -68,6 +71,7 @@ class Shelf:
         self.folder = folder
         self._size_max = size_max
         self._held: dict[str, _Held] = {}
+        self._idle: dict[str, _Held] = {}  # open and not locked; the one that became so last is last
         self._turns: dict[str, _Turn] = {}
         self._made = 0
 
@@ -75,7 +79,7 @@ class Shelf:
         """The content of `key`, made by `fill` when there is none; `holder` uses it until `release`. Raises `Broken`, and
         what `fill` raises.
         """
-        held = self._held.get(key)
+        held = self._held.get(key) or self._use_again(key)
         if held is None or time.monotonic() - held.looked_at > LOOK_AGAIN_S:
             turn = self._turns.setdefault(key, _Turn())
             turn.users += 1
@@ -100,7 +104,10 @@ class Shelf:
             held.holders.discard(holder)
             if not held.holders and key not in self._turns:
                 del self._held[key]
-                os.close(held.descriptor)
+                fcntl.flock(held.descriptor, fcntl.LOCK_UN)
+                self._idle[key] = held
+        while len(self._idle) > IDLE_MAX:
+            os.close(self._idle.pop(next(iter(self._idle))).descriptor)
 
     def sweep(self) -> None:
         """Remove what dead processes left half made. Blocks."""
@@ -108,6 +115,21 @@ class Shelf:
             for path in self.folder.iterdir():
                 if path.name.startswith("."):
                     self._remove_unused(path.name)
+
+    def _use_again(self, key: str) -> _Held | None:
+        """The entry that was used here before, locked again; None when there is none, or it may not be that one any more."""
+        held = self._idle.pop(key, None)
+        if held is None:
+            return None
+        try:
+            fcntl.flock(held.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if os.stat(self.folder / key).st_ino == os.fstat(held.descriptor).st_ino:  # noqa: PTH116 - on the path of every step
+                self._held[key] = held
+                return held
+        except OSError:  # it is being removed, or has been
+            pass
+        os.close(held.descriptor)
+        return None
 
     # ── taking ──────────────────────────────────────────────────────────────────────────────────────────────
     async def _take(self, key: str, fill: Fill) -> _Held:

@@ -193,6 +193,36 @@ async def test_an_entry_that_is_damaged_while_it_is_used_is_noticed(
     assert store.fetched == [name, name]
 
 
+async def test_step_after_step_uses_what_was_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store()
+    name = store.put(CODE)
+    cache = cached(tmp_path, store)
+    compared: list[Path] = []
+    monkeypatch.setattr(shelf, "_compare", lambda path: compared.append(path))
+    monkeypatch.setattr(shelf, "IDLE_MAX", 2)
+    for _ in range(3):
+        step = shell("x")
+        root = await cache.folder(step, name)
+        assert names(root) == set(CODE)
+        cache.release(step.dispatch)
+    assert store.fetched == [name]
+    other = cached(tmp_path, store, size_max=1)  # another process takes it away: nobody uses it
+    more = [store.put({"code.py": str(number)}) for number in range(4)]
+    await other.folder(shell("x"), more[0])
+    assert not root.exists()
+    assert names(await cache.folder(shell("x"), name)) == set(CODE)
+    assert store.fetched == [name, more[0], name]
+    assert compared == []
+    before = len(os.listdir("/proc/self/fd"))
+    for bundle in more[1:]:
+        step = shell("x")
+        await cache.folder(step, bundle)
+        cache.release(step.dispatch)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
 async def test_what_is_used_stays_and_the_longest_unused_goes(tmp_path: Path) -> None:
     store = Store()
     bundles = [store.put({"code.py": os.urandom(100 * KIB)}) for _ in range(5)]
