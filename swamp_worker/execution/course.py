@@ -266,7 +266,8 @@ class Course:
         looks in a row, since one look can miss what is just forked or becoming another program.
         """
         child, keeper, name = self._child, self._host.keeper, self._dispatch.dispatch
-        if not self._is_gone() or keeper.is_unclear():
+        clear = process.reap(child) and process.group_is_empty(child.pid) and keeper.is_clear()
+        if not clear and (not self._is_gone() or keeper.is_unclear()):
             if self._ended_early is None:
                 self._killed_children = sum(pid != child.pid for pid in keeper.left(name, child.pid))
             with trio.CancelScope(shield=True):

@@ -126,6 +126,11 @@ class Keeper:
             return self.left(dispatch, None)
         return [pid for pid in self._unknown(listed) if procfs.carries(pid, (dispatch,)) is not None]
 
+    def is_clear(self) -> bool:
+        """Whether we have no children but those we know of: then nothing is astray, and nothing unclear. One small read."""
+        listed = procfs.children() if self.is_subreaper else None
+        return listed is not None and not self._unknown(listed)
+
     def is_unclear(self) -> bool:
         """Whether one of our children may be anybody's: it is just becoming another program. Cheap when there are none."""
         listed = procfs.children() if self.is_subreaper else None

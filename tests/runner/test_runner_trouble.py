@@ -12,6 +12,7 @@ from swamp_proto.limits import RUNNER_FRAME_MAX
 from swamp_proto.messages.dispatch import Outcome
 from swamp_worker.execution import procfs, reaping
 from swamp_worker.execution.interface import Control
+from swamp_worker.execution.runner import forks as forking
 from swamp_worker.execution.runner.forks import SPARES
 
 WRONG = [
@@ -378,6 +379,23 @@ async def test_runners_that_wait_are_bounded_and_no_step_gets_anothers(site: Sit
         for _ in range(4):
             nursery.start_soon(one)
     assert len(seen) == len(set(seen)) == 12
+
+
+async def test_but_one_of_those_that_wait_go_when_no_step_comes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = site.extension(QUIET)
+    forks = site.executor._stage.forks
+    monkeypatch.setattr(forking, "REST_S", 0.0)
+    for _ in range(2):
+        await site.execute(site.dispatch(bundle))
+    seen = set(forks.spares)
+    with trio.fail_after(60):
+        while len(forks.spares) != 1 or any(
+            (found := procfs.process(pid)) and not found.dead for pid in seen - set(forks.spares)
+        ):
+            await trio.sleep(0.01)
+            seen |= set(forks.spares)
 
 
 async def test_runners_that_wait_go_with_their_forkserver(site: Site) -> None:

@@ -2,14 +2,15 @@
 that it has made and that wait for a step.
 
     runner = await forks.take()     # one that waits; whoever takes it registers it, then sends it its start
-    forks.refill()                  # when the machine has a moment: make those that the next steps will want
+    forks.refill()                  # a step has ended: make those that the next ones will want
 
 Rules that hold here:
 
 - The forkserver is registered with the keeper before it can fork anything. What it forked carries its marker until a step's start
   has come: it dies with the forkserver's entry, and by itself when the executor is gone or closes its channel.
 - A runner leads its own group before anybody is told of it, so that registering it is all that a dispatch needs.
-- At most `SPARES` wait. Two steps never get the same one; a runner whose forkserver has died is not handed out.
+- At most `SPARES` wait, and `FEW` when no step has ended for `REST_S`. Two steps never get the same one; a runner whose forkserver
+  has died is not handed out.
 - A fork is not cancelled half way.
 - Where a grandchild can not become a child of ours (no child subreaper), there is no forkserver; runners start cold.
 """
@@ -40,6 +41,7 @@ SPARES: Final = 3
 for two steps together, and short bursts find theirs ready."""
 
 FEW: Final = 1  # so few of them are filled up again
+REST_S: Final = 30.0
 ANSWER: Final = struct.Struct("<q")
 EACH: Final = 3  # descriptors that a runner is given: channel, standard output, standard error
 MORE_MAX: Final = SPARES
@@ -77,6 +79,8 @@ class Forks:
         self._waiting: list[Waiting] = []
         self._lock = trio.Lock()
         self._is_refilling = False
+        self._is_resting = False
+        self._used_at = 0.0
 
     @property
     def available(self) -> bool:
@@ -104,7 +108,12 @@ class Forks:
 
     def refill(self) -> None:
         """Soon make those that are missing, when few are left."""
-        if self._process is not None and len(self._waiting) <= FEW and not self._is_refilling:
+        self._used_at = trio.current_time()
+        if self._process is None:
+            return
+        if len(self._waiting) > FEW:
+            self._rest_soon()
+        elif not self._is_refilling:
             self._is_refilling = True
             trio.lowlevel.spawn_system_task(self._refill)
 
@@ -119,6 +128,22 @@ class Forks:
                 await self._more(FEW + 1)
         finally:
             self._is_refilling = False
+        self._rest_soon()
+
+    def _rest_soon(self) -> None:
+        if not self._is_resting:
+            self._is_resting = True
+            trio.lowlevel.spawn_system_task(self._rest)
+
+    async def _rest(self) -> None:
+        """A system task: while more wait than a machine without steps should keep."""
+        while len(self._waiting) > FEW:
+            left_s = self._used_at + REST_S - trio.current_time()
+            if left_s <= 0:
+                self._dismiss(FEW)
+            else:
+                await trio.sleep(left_s)
+        self._is_resting = False
 
     async def _more(self, least: int) -> None:
         """See to it that at least so many wait. Raises `Broken`."""
@@ -173,10 +198,10 @@ class Forks:
         self._waiting += made
         return bool(made)
 
-    def _dismiss(self) -> None:
-        """Nobody gets those that wait."""
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
+    def _dismiss(self, but: int = 0) -> None:
+        """Nobody gets those that wait, but so many."""
+        dismissed, self._waiting = self._waiting[but:], self._waiting[:but]
+        for each in dismissed:
             self._keeper.dismiss(each.pid)
             each.let_go()
 

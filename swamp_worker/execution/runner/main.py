@@ -25,18 +25,17 @@ from typing import Any, NoReturn, TextIO
 if __name__ == "__main__":  # started by its path, in an interpreter that looks nowhere else
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-import attrs
-import trio
-
 from swamp_proto.errors import LimitExceeded, SwampError
 from swamp_worker.execution.runner.framing import READ_SIZE, Inbox, pack
 from swamp_worker.execution.runner.house import RunnerHouse, Wire
 from swamp_worker.execution.runner.loading import find_class
 from swamp_worker.sdk.conversations import Situation
-from swamp_worker.sdk.declarations import declared, method, model, resource
+from swamp_worker.sdk.declarations import declared
 from swamp_worker.sdk.performance import Order, Performance, perform, sentence, story
 from swamp_worker.sdk.values import ModelInfo, Place
 
+_PRACTICE = Path(__file__).resolve().parent
+_VARIABLES = 40  # about as many as a step has
 _INLINE_OUTPUTS_MAX = 1024 * 1024  # of one closing message; larger outputs are put beside it as files
 
 
@@ -64,11 +63,6 @@ def run(channel: socket.socket, mark: Callable[[bytes], object] = lambda marker:
         os._exit(code)
 
 
-@attrs.frozen
-class _Rehearsed:
-    name: str = ""
-
-
 def rehearse() -> None:
     """Go through the motions of a step once: what is made lazily is made, and the pages that a step writes to are copied before
     there is a step. Leaves nothing behind.
@@ -78,25 +72,25 @@ def rehearse() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         wire = Wire(ours)
-        folder = Path("/")
-        info, place = ModelInfo("", "", "", 1), Place("", "", "", "")
-        cls = model("swamp/rehearsal", version="2026.1.1")(
-            type("Rehearsal", (), {"act": method(name="act")(_act), "thing": resource(_Rehearsed)})
-        )
+        variables = {
+            b"SWAMP_REHEARSAL_%d" % number: b"a value of some length" for number in range(_VARIABLES)
+        }
+        os.environb.update(variables)
+        cls = find_class(_PRACTICE, "practice.py:Practice")
         said = declared(cls)
         assert said is not None
-        situation = Situation(said, info, place, 1, 1, "", None, folder, folder, lambda *_: None)
+        info, place = ModelInfo("", "", "", 1), Place("", "", "", "")
+        situation = Situation(said, info, place, 1, 1, "", None, _PRACTICE, _PRACTICE, lambda *_: None)
         found = perform(cls, Order("act", {}, {}), situation, RunnerHouse(wire, situation))
         assert found.error is None, found.error
         pack({"done": True, "outputs": [], "environment": b""})
-        for name, value in list(os.environ.items()):
-            os.environ[name] = value
+        for name in variables:
+            del os.environb[name]
+        sys.path.remove(str(_PRACTICE))
+        sys.path_importer_cache.pop(str(_PRACTICE), None)
+        del sys.modules["practice"]
     signal.signal(signal.SIGTERM, before)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-
-
-async def _act(self: Any, context: Any) -> None:
-    await trio.lowlevel.checkpoint()
 
 
 def _receive(channel: socket.socket, inbox: Inbox) -> dict[str, Any] | None:
