@@ -42,9 +42,9 @@ for two steps together, and short bursts find theirs ready."""
 
 FEW: Final = 1  # so few of them are filled up again
 REST_S: Final = 30.0
-ANSWER: Final = struct.Struct("<q")
+ANSWER: Final = struct.Struct("<qq")  # which one of the request, and its pid
+NONE: Final = b"\0"
 EACH: Final = 3  # descriptors that a runner is given: channel, standard output, standard error
-MORE_MAX: Final = SPARES
 MARKER_ROOM: Final = 64
 _FORK_S: Final = 20.0
 _SCRIPT: Final = Path(__file__).with_name("forkserver.py")
@@ -180,10 +180,12 @@ class Forks:
             with trio.move_on_after(_FORK_S):
                 await control.sendmsg([b"."], rights)
                 answer = await control.recv(count * ANSWER.size)
-            for (pid,) in ANSWER.iter_unpack(answer[: len(answer) // ANSWER.size * ANSWER.size]):
-                if pid and self._process is process:
-                    channel, out, err = ours[len(made) * EACH :][:EACH]
+            for number, pid in ANSWER.iter_unpack(answer[: len(answer) // ANSWER.size * ANSWER.size]):
+                if self._process is process:
+                    mine = slice(number * EACH, number * EACH + EACH)
+                    channel, out, err = ours[mine]
                     child = adopt(pid, out, err)
+                    ours[mine] = [-1] * EACH
                     made.append(Waiting(child, socket.socket(fileno=channel), from_ns))
         except (OSError, trio.ClosedResourceError):  # it has ended; its watch may have noticed first
             pass

@@ -31,7 +31,7 @@ if __name__ == "__main__":  # started by its path, in an interpreter that looks 
 import swamp_worker.models.built_in  # noqa: F401 - what comes with swamp need not be imported again by each runner
 from swamp_worker.execution.procfs import MARKER_NAME
 from swamp_worker.execution.runner import main
-from swamp_worker.execution.runner.forks import ANSWER, EACH, MARKER_ROOM, MORE_MAX
+from swamp_worker.execution.runner.forks import ANSWER, EACH, MARKER_ROOM, NONE, SPARES
 
 
 def serve(control: socket.socket) -> None:
@@ -41,57 +41,58 @@ def serve(control: socket.socket) -> None:
     gc.collect()
     gc.freeze()  # what is shared with all runners is not touched by their collectors
     while descriptors := _receive(control):
-        pids = _fork(control, place, descriptors)
+        said = _fork(control, place, descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        control.send(b"".join(map(ANSWER.pack, pids)) or ANSWER.pack(0))
+        control.send(said or NONE)
 
 
 def _receive(control: socket.socket) -> list[int]:
     """The descriptors of one request; nothing at the end."""
     found = array.array("i")
-    data, ancillary, _, _ = control.recvmsg(1, socket.CMSG_SPACE(MORE_MAX * EACH * found.itemsize))
+    data, ancillary, _, _ = control.recvmsg(1, socket.CMSG_SPACE(SPARES * EACH * found.itemsize))
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             found.frombytes(content[: len(content) - len(content) % found.itemsize])
     return list(found) if data else []
 
 
-def _fork(control: socket.socket, place: int, descriptors: list[int]) -> list[int]:
-    """The pids of new runners that wait; fewer than asked for, or none, when the system does not give them."""
+def _fork(control: socket.socket, place: int, descriptors: list[int]) -> bytes:
+    """What new runners that wait say of themselves, an `ANSWER` each; fewer than asked for when the system does not give them."""
     read, write = os.pipe()
     try:
         middle = os.fork()
     except OSError:
         os.close(read)
         os.close(write)
-        return []
+        return b""
     if middle == 0:
         with contextlib.suppress(BaseException):  # a middle process must never come back into the loop
             for at in range(0, len(descriptors) - EACH + 1, EACH):
-                pid = os.fork()
-                if pid == 0:
-                    control.close()
+                if os.fork() == 0:
                     mine = descriptors[at : at + EACH]
-                    for descriptor in (read, write, *descriptors):
+                    for descriptor in (control.detach(), read, *descriptors):
                         if descriptor not in mine:
                             os.close(descriptor)
-                    _wait(place, *mine)
-                os.write(write, ANSWER.pack(pid))
+                    _wait(place, write, at // EACH, *mine)
         os._exit(0)
     os.close(write)
     os.waitpid(middle, 0)
-    said = os.read(read, MORE_MAX * ANSWER.size)
+    said = b""
+    while piece := os.read(read, SPARES * ANSWER.size):  # until each has said who it is, or is gone
+        said += piece
     os.close(read)
-    return [pid for (pid,) in ANSWER.iter_unpack(said)]
+    return said
 
 
-def _wait(place: int, channel: int, out: int, err: int) -> NoReturn:
-    """In the runner: until its step comes, and through it."""
+def _wait(place: int, born: int, number: int, channel: int, out: int, err: int) -> NoReturn:
+    """In the runner: until its step comes, and through it. `born` hears that it is there, and can be ended by its group."""
     try:
         os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_DFL)
+        os.write(born, ANSWER.pack(number, os.getpid()))
+        os.close(born)
         os.dup2(out, 1)
         os.dup2(err, 2)
         os.close(out)
