@@ -22,7 +22,7 @@ from pathlib import Path
 
 import trio
 
-from swamp_proto.messages.dispatch import Dispatch, LogLine, Outcome, Place, Program
+from swamp_proto.messages.dispatch import Dispatch, LogBlock, Outcome, Place, Program
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
 from swamp_worker.execution.keeper import open_keeper
@@ -56,8 +56,8 @@ class Bench:
 
 
 class Nowhere:
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
-        raise AssertionError(f"a no-op prints nothing: {lines}")
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
+        raise AssertionError(f"a no-op prints nothing: {blocks}")
 
 
 class Folders:

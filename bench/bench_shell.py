@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from swamp_proto.messages.dispatch import Dispatch, LogLine, Outcome, Place
+from swamp_proto.messages.dispatch import Dispatch, LogBlock, Outcome, Place
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
 from swamp_worker.execution.keeper import open_keeper
@@ -26,7 +26,7 @@ ROUNDS = 20
 
 
 class Nowhere:
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
         raise AssertionError("a no-op prints nothing")
 
 

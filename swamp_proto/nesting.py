@@ -44,7 +44,11 @@ _WIDTHS: Final = {
 
 def fits(data: bytes) -> bool:
     """Whether `data` nests at most `FRAME_DEPTH_MAX` containers of at most `FRAME_ITEMS_MAX` items."""
-    if len(data) <= _HARMLESS or sum(map(data.count, _LARGE_HEADERS)) <= FRAME_DEPTH_MAX:
+    # Looking for a byte that is not there is ten times faster than counting it.
+    if (
+        len(data) <= _HARMLESS
+        or sum(data.count(one) for one in _LARGE_HEADERS if one in data) <= FRAME_DEPTH_MAX
+    ):
         return True
     outer: list[int] = []  # of each open container, how many values follow the one that is being read
     rest, at, size = 1, 0, len(data)

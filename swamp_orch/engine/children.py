@@ -25,6 +25,7 @@ from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import NotFound, SwampError
 from swamp_proto.limits import RUN_MODEL_CALLS_MAX
 from swamp_proto.messages.capability import CallCode
+from swamp_proto.messages.dispatch import LogBlock
 
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Engine
@@ -55,8 +56,8 @@ class Upward:
     run: "Run"
     state: "StepState"
 
-    def line(self, child: str, label: str, number: int, stream: str, text: str) -> None:
-        self.run.child_output(self.state, child, number, stream, f"{label} │ {text}")
+    def lines(self, child: str, label: str, first: int, block: LogBlock) -> None:
+        self.run.child_output(self.state, child, label, first, block)
 
     def asked(self, event: Mapping[str, Any]) -> None:
         """A person is asked something further down."""

@@ -30,11 +30,12 @@ from swamp_orch.engine.runs import SUSPENDED, Run, RunRequest
 from swamp_orch.engine.steps import StepState
 from swamp_orch.store.interface import NewRecord, Store
 from swamp_proto.errors import Conflict, NotFound, OperationFailed
-from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT
+from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, EVENTS_AT_ONCE
 from swamp_worker.execution.interface import Executor
 
 ENDED_RUNS_KEPT: Final = 64  # feeds of ended runs that can still be attached to in full
 CHUNKS_APART_S: Final = 0.001  # of one follower: what comes thicker travels together
+FULL_CHUNKS_APART_S: Final = 0.02  # … and what comes thicker than one can follow takes no time from others
 LOOPBACK_SLOTS: Final = max(4, 2 * (os.cpu_count() or 1))
 
 
@@ -481,6 +482,8 @@ class FeedFollower:
             return b""
         if trio.current_time() < self._not_before_s:
             await trio.sleep_until(self._not_before_s)
-        self._not_before_s = trio.current_time() + CHUNKS_APART_S
-        lines, self._after = self._feed.after(self._after)
+        before = self._after
+        lines, self._after = self._feed.after(before)
+        is_full = self._after - before >= EVENTS_AT_ONCE
+        self._not_before_s = trio.current_time() + (FULL_CHUNKS_APART_S if is_full else CHUNKS_APART_S)
         return lines

@@ -67,7 +67,7 @@ from swamp_proto.messages.dispatch import (
     Dispatch,
     Finished,
     FinishNoted,
-    LogLine,
+    LogBlock,
     LogLines,
     LogNoted,
 )
@@ -134,6 +134,8 @@ class Flight:
     entering: bool = False  # they are being checked
     stuck: bool = False  # of the loopback: something is left of it, and watched
     written: list[dict[str, Any]] = attrs.field(factory=list)
+    teller: "Member | None" = None  # who sent lines last
+    flushing: bool = False  # lines are being made durable
     requests: set[trio.CancelScope] = attrs.field(
         factory=set
     )  # what it asks for at this moment; ends with its lease
@@ -409,7 +411,7 @@ class Flights:
         order: "Order",
         state: "StepState",
         origin: "StepOrigin",
-        emit: Callable[[int, LogLine], None],
+        emit: Callable[[int, LogBlock], None],
     ) -> Flight:
         """A new dispatch, not yet granted: the caller commits `grant_record` and then calls `granted`."""
         member, place = slot.member, message.place
@@ -449,7 +451,7 @@ class Flights:
         lease: Lease,
         order: "Order",
         origin: "StepOrigin",
-        emit: Callable[[int, LogLine], None],
+        emit: Callable[[int, LogBlock], None],
         secrets: Iterable[str],
     ) -> Flight:
         """A dispatch that a previous process granted, with the log as far as it is on disk. `secrets` are its own, read anew: the
@@ -745,13 +747,21 @@ class Flights:
 
     def log_lines(self, member: "Member", lines: LogLines) -> None:
         flight = self._flights.get(lines.dispatch)
-        if (
-            flight is not None
-            and flight.message.fence == lines.fence
-            and flight.spool.add(lines.first, lines.lines)
-        ):
-            self._nursery.start_soon(self._flush, member, flight)
+        if flight is None or flight.message.fence != lines.fence:
+            return
+        flight.teller = member
+        if flight.spool.add(lines.first, lines.blocks) and not flight.flushing:
+            flight.flushing = True
+            self._nursery.start_soon(self._flush, flight)
 
-    async def _flush(self, member: "Member", flight: Flight) -> None:
-        through = await flight.spool.flush()
-        member.link.post(LogNoted(flight.dispatch, through))
+    async def _flush(self, flight: Flight) -> None:
+        """Make lines durable and tell whoever sent them last, until there are few that are not."""
+        try:
+            while True:
+                through = await flight.spool.flush()
+                if flight.teller is not None:
+                    flight.teller.link.post(LogNoted(flight.dispatch, through))
+                if not flight.spool.is_full:
+                    return
+        finally:
+            flight.flushing = False

@@ -5,38 +5,43 @@ an older defect, an encoding that only one side knows. Rules that hold here:
 
 - One `Mask` per flight: the secrets of its dispatch, its sensitive inputs, and every secret that its calls have read (`learn`, before
   the value is handed on). All that comes in under the flight passes it.
-- A line is masked by itself. A line that its holder had to split (all its pieces but the last are as long as a line may be) is masked
-  as if it had come whole: a full piece waits for the next line of its stream, which is bounded in lines.
+- A line is masked by itself, the lines of a block all at once. A line that its holder had to split (all its pieces but the last are as
+  long as a line may be) is masked as if it had come whole: a full piece waits for the next line of its stream, which is bounded in
+  lines.
 - A record whose name holds a secret is refused: a name cannot be masked without becoming another record. Its tags and its
   content are masked, content of binary types excepted.
 - Without secrets nothing is looked at.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
 from typing import Final
 
 import attrs
 
+from swamp_proto.blocks import has_longer, lines_of, merged
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.limits import LINE_MAX, LOG_WAITING_BYTES_MAX, LOG_WAITING_LINES_MAX
 from swamp_proto.messages.capability import CallCode
-from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
+from swamp_proto.messages.dispatch import Finished, LogBlock, Outcome, Output, Stream
 from swamp_proto.redaction import NAME_REFUSED, LineMask, Mask, is_text
 
 _CHARACTER_MAX: Final = 4  # bytes; none is cut in two, so that a full piece may lack three
 
 
 class MaskedLines:
-    """Lines in, in the order of their numbers; the same number of lines out, in the same order, masked."""
+    """Lines in, in the order of their numbers; the same number of lines out, in the same order, masked.
+
+    They are masked block by block. Each is looked at by itself only while a piece of a long line is among them.
+    """
 
     def __init__(self, mask: Mask, line_max: int = LINE_MAX) -> None:
         self._mask = mask
         self.caught = 0  # lines in which there was something to mask
         self._full = line_max - _CHARACTER_MAX + 1  # bytes of a piece after which its line may go on
-        self._waiting: deque[LogLine] = deque()  # the first is a full piece
+        self._waiting: deque[LogBlock] = deque()  # of one line each; the first is a full piece
         self._size = 0  # of what waits, in bytes at most
         self._parts: dict[Stream, LineMask] = {}  # of streams whose last line was a piece
 
@@ -44,25 +49,44 @@ class MaskedLines:
         """How many lines wait."""
         return len(self._waiting)
 
-    def take(self, line: LogLine) -> Iterable[LogLine]:
-        """The lines that can be let go now."""
-        if not self._mask and not self._waiting:
-            return (line,)
-        self._waiting.append(line)
-        self._size += _size(line.text)
-        many = len(self._waiting) > LOG_WAITING_LINES_MAX or self._size > LOG_WAITING_BYTES_MAX
-        return self._let_go(many)
+    def take(self, block: LogBlock) -> Iterable[LogBlock]:
+        """What can be let go now."""
+        if not self._waiting and not self._parts:
+            if not self._mask:
+                return (block,)
+            if not self._may_hold_a_piece(block.text):
+                return (self._whole(block),)
+        return merged(self._one_by_one(block))
 
-    def rest(self) -> list[LogLine]:
+    def rest(self) -> list[LogBlock]:
         """All that wait: nothing comes any more."""
-        found: list[LogLine] = []
+        found: list[LogBlock] = []
         while self._waiting:
             found += self._let_go(must=True)
         return found
 
-    def _let_go(self, must: bool) -> list[LogLine]:
+    def _whole(self, block: LogBlock) -> LogBlock:
+        """A block of whole lines. No spelling of a secret has a line feed in it, so that they are masked as one."""
+        text = self._mask(block.text)
+        if text is block.text or text == block.text:
+            return block
+        changed = zip(block.text.split("\n"), text.split("\n"), strict=True)
+        self.caught += sum(before != after for before, after in changed)
+        return LogBlock(block.stream, text)
+
+    def _one_by_one(self, block: LogBlock) -> Iterator[LogBlock]:
+        for line in lines_of((block,)):
+            if not self._mask and not self._waiting:
+                yield line
+                continue
+            self._waiting.append(line)
+            self._size += _size(line.text)
+            many = len(self._waiting) > LOG_WAITING_LINES_MAX or self._size > LOG_WAITING_BYTES_MAX
+            yield from self._let_go(many)
+
+    def _let_go(self, must: bool) -> list[LogBlock]:
         """With `must`, a piece at the head goes even when nothing has followed it."""
-        found: list[LogLine] = []
+        found: list[LogBlock] = []
         while self._waiting:
             line = self._waiting[0]
             full = self._is_full(line.text)
@@ -73,14 +97,17 @@ class MaskedLines:
                 must = False
             self._waiting.popleft()
             self._size -= _size(line.text)
-            found.append(LogLine(line.stream, self._text(line, goes_on)))
+            found.append(LogBlock(line.stream, self._text(line, goes_on)))
         return found
+
+    def _may_hold_a_piece(self, text: str) -> bool:
+        return has_longer(text, "\n", (self._full - 1) // _CHARACTER_MAX)
 
     def _is_full(self, text: str) -> bool:
         long_enough = len(text) * _CHARACTER_MAX >= self._full
         return long_enough and len(text.encode("utf-8", "replace")) >= self._full
 
-    def _text(self, line: LogLine, goes_on: bool) -> str:
+    def _text(self, line: LogBlock, goes_on: bool) -> str:
         part = self._parts.get(line.stream)
         if part is None and not goes_on:
             text = self._mask(line.text)

@@ -3,24 +3,37 @@
 They are masked before anything is kept or told of them. Streamed lines are bookkeeping, not writes (SEMANTICS §4). A short log
 stays in memory until the completion. A long one goes to a file under `.swamp/data/logs/`, fsynced before its lines are noted, so
 that a worker that forgets noted lines and an orchestrator that dies never lose one between them.
+
+A sealed file becomes the record's blob without being copied: it gets the blob's name beside its own, which it keeps until the end
+is committed, for an orchestrator that dies before that. From then on it does not change: lines that come later are not
+taken, and a file that an earlier process sealed is copied before anything is added to it.
 """
 
+import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
 from swamp_orch.engine.ingress import MaskedLines
 from swamp_orch.store.interface import Content, Store
-from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_NOTED_BYTES, LOG_NOTED_LINES, STORE_RETRY_S
-from swamp_proto.messages.dispatch import LogLine
+from swamp_proto.blocks import without
+from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_NOTED_BYTES, LOG_NOTED_LINES, MIB, STORE_RETRY_S
+from swamp_proto.messages.dispatch import LogBlock
 
-Emit = Callable[[int, LogLine], None]
-"""Called once per new line with its number, in order."""
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+Emit = Callable[[int, LogBlock], None]
+"""Called once per new block with the number of its first line, in order."""
+
+_READ: Final = 1 * MIB
 
 
 @attrs.define(eq=False)
@@ -35,29 +48,38 @@ class LogSpool:
     _tail: list[bytes] = attrs.field(factory=list)  # not yet on disk
     _tail_bytes: int = 0
     _on_disk: int = 0  # bytes of the file that are whole lines
+    _hash: "_Hash | None" = attrs.field(factory=sha256)  # of those; None: not known
+    _linked: bool = False  # an earlier process made a blob of the file
+    _sealed: Content | None = None
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
-    def add(self, first: int, lines: Sequence[LogLine]) -> bool:
-        """Take lines `first`, `first + 1`, …; whether the holder is to be told now how far they are durable: when there are
+    def add(self, first: int, blocks: Sequence[LogBlock]) -> bool:
+        """Take lines from number `first` on; whether the holder is to be told now how far they are durable: when there are
         many that are not, and when it does not know of some that are (the note was lost with its link).
         """
-        for number, line in enumerate(lines, first):
-            if number != self.through + len(self.masked) + 1:
-                continue  # one we have, or one after a gap, which the holder will send again
-            for done in self.masked.take(line):
-                self._keep(done)
+        known = self.through + len(self.masked) + 1 - first
+        if known >= 0 and self._sealed is None:  # else they come after a gap: the holder will send them again
+            for block in without(blocks, known):
+                for done in self.masked.take(block):
+                    self._keep(done)
         return (
             self._tail_bytes >= LOG_NOTED_BYTES
             or self.through - self.noted >= LOG_NOTED_LINES
             or first <= self.noted
         )
 
-    def _keep(self, line: LogLine) -> None:
-        self.through += 1
-        data = line.text.encode("utf-8", "replace").replace(b"\n", b" ") + b"\n"  # a line is one
-        self._tail.append(data)
-        self._tail_bytes += len(data)
-        self.emit(self.through, line)
+    @property
+    def is_full(self) -> bool:
+        """Whether so much is not durable that the holder is to be told how far it is."""
+        return self._tail_bytes >= LOG_NOTED_BYTES or self.through - self.noted >= LOG_NOTED_LINES
+
+    def _keep(self, block: LogBlock) -> None:
+        first = self.through + 1
+        self.through += block.count
+        data = block.text.encode("utf-8", "replace")
+        self._tail += (data, b"\n")
+        self._tail_bytes += len(data) + 1
+        self.emit(first, block)
 
     async def flush(self) -> int:
         """Bring the tail to disk; answers the number of the newest line that is durable."""
@@ -86,33 +108,43 @@ class LogSpool:
 
     def _append(self, data: bytes) -> None:
         self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self.file.open("r+b" if self._on_disk else "wb") as target:
+        if self._linked:
+            self._part()
+        with os.fdopen(os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), "r+b") as target:
             target.seek(self._on_disk)
             target.write(data)
             target.truncate()
             target.flush()
             os.fsync(target.fileno())
+        if self._hash is not None:
+            self._hash.update(data)
+
+    def _part(self) -> None:
+        """Leave the blob to itself and go on with a copy."""
+        copy = self.file.with_suffix(".copy")
+        shutil.copyfile(self.file, copy)
+        copy.replace(self.file)
+        self._linked = False
 
     async def seal(self, store: Store) -> Content:
-        """The whole log as content, ready to commit with the completion."""
-        for done in self.masked.rest():
-            self._keep(done)
-        if not self._on_disk and self._tail_bytes <= INLINE_CONTENT_MAX:
-            data = b"".join(self._tail)
-            return Content(data, sha256(data).hexdigest(), len(data))
-        await self.flush()
-        return await trio.to_thread.run_sync(self._stage, store)
+        """The whole log as content, ready to commit with the completion. Nothing is taken any more."""
+        if self._sealed is None:
+            for done in self.masked.rest():
+                self._keep(done)
+            if not self._on_disk and self._tail_bytes <= INLINE_CONTENT_MAX:
+                data = b"".join(self._tail)
+                return Content(data, sha256(data).hexdigest(), len(data))
+            await self.flush()
+            self._sealed = await trio.to_thread.run_sync(self._adopt, store)
+        return self._sealed
 
-    def _stage(self, store: Store) -> Content:
-        writer = store.stage()
-        try:
+    def _adopt(self, store: Store) -> Content:
+        if self._hash is None:
+            self._hash = sha256()
             with self.file.open("rb") as source:
-                while chunk := source.read(1 << 20):
-                    writer.write(chunk)
-        except BaseException:
-            writer.discard()
-            raise
-        return writer.finish()
+                while chunk := source.read(_READ):
+                    self._hash.update(chunk)
+        return store.adopt(self.file, self._hash.hexdigest(), self._on_disk, keep=True)
 
     def remove(self) -> None:
         """The log is sealed, or its dispatch is over: the file has no more use."""
@@ -122,10 +154,16 @@ class LogSpool:
     @classmethod
     def recover(cls, file: Path, emit: Emit, masked: MaskedLines) -> "LogSpool":
         """After a restart: what was noted is in the file; an unfinished last line is cut."""
-        try:
-            data = file.read_bytes()
-        except FileNotFoundError:
-            return cls(file, emit, masked)
-        whole = data[: data.rfind(b"\n") + 1]
-        lines = whole.count(b"\n")
-        return cls(file, emit, masked, through=lines, noted=lines, on_disk=len(whole))
+        lines = size = whole = 0
+        linked = False
+        with contextlib.suppress(FileNotFoundError), file.open("rb") as source:
+            linked = os.fstat(source.fileno()).st_nlink > 1
+            while chunk := source.read(_READ):
+                lines += chunk.count(b"\n")
+                end = chunk.rfind(b"\n")
+                whole = size + end + 1 if end >= 0 else whole
+                size += len(chunk)
+        found = cls(file, emit, masked, through=lines, noted=lines, on_disk=whole, linked=linked)
+        if whole:
+            found._hash = None
+        return found

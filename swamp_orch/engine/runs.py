@@ -59,6 +59,7 @@ from swamp_orch.store.trio_store import answer as answered
 from swamp_orch.store.trio_store import commit
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import BATCH_RECORDS_MAX, STORE_RETRY_S
+from swamp_proto.messages.dispatch import LogBlock
 from swamp_worker.execution.interface import Executor
 
 SUSPENDED: Final = "suspended"  # a run of which only steps that wait for people are left
@@ -569,19 +570,13 @@ class Run:
     def child_ended(self, state: StepState, child: Child) -> None:
         self.feed.emit("child_ended", job=state.key.job, step=state.key.step, child=child.document())
 
-    def child_output(self, state: StepState, child: str, number: int, stream: str, line: str) -> None:
-        """A line that a run below this step printed; `number` is the line's in the log of the run `child`."""
-        self.feed.emit(
-            "step_output",
-            job=state.key.job,
-            step=state.key.step,
-            stream=stream,
-            line=line,
-            n=number,
-            run=child,
-        )
+    def child_output(self, state: StepState, child: str, label: str, first: int, block: LogBlock) -> None:
+        """Lines that a run below this step printed, `label` before each; `first` is the first one's number in the log of the run
+        `child`."""
+        where = {"job": state.key.job, "step": state.key.step}
+        self.feed.emit_output(first, block, label, child, **where)
         if self.upward is not None:
-            self.upward.line(child, self._label(state), number, stream, line)
+            self.upward.lines(child, f"{self._label(state)} │ {label}", first, block)
 
     def _label(self, state: StepState) -> str:
         """How a line of this step is introduced one run further up."""
@@ -646,12 +641,11 @@ class Run:
             dispatchId=state.dispatch,
         )
 
-    def step_output(self, state: StepState, number: int, stream: str, line: str) -> None:
-        self.feed.emit(
-            "step_output", job=state.key.job, step=state.key.step, stream=stream, line=line, n=number
-        )
+    def step_output(self, state: StepState, first: int, block: LogBlock) -> None:
+        """Lines that a step printed; the first of them has the number `first`."""
+        self.feed.emit_output(first, block, job=state.key.job, step=state.key.step)
         if self.upward is not None:
-            self.upward.line(self.id, self._label(state), number, stream, line)
+            self.upward.lines(self.id, f"{self._label(state)} │ ", first, block)
 
     def step_progress(self, state: StepState, upload: int, here: int, of: int) -> None:
         """So many bytes of an upload of the step that takes long are here. Told and not kept."""

@@ -36,7 +36,7 @@ from swamp_orch.store.interface import Appended, Batch, Committed, Content, NewR
 from swamp_orch.store.trio_store import answer as answered
 from swamp_proto.errors import SwampError
 from swamp_proto.limits import CANCEL_TERM_S, INLINE_CONTENT_MAX, STORE_RETRY_S
-from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
+from swamp_proto.messages.dispatch import Finished, LogBlock, Outcome, Output
 from swamp_worker.execution.interface import Control
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class StepWork:
         secrets = await trio.to_thread.run_sync(order.secrets, self._unreadable, told)
         origin = self._run.origin(self._state)
         flight = self._flight = parts.flights.reopen(
-            message, slot, lease, order, origin, self._emit_line, secrets
+            message, slot, lease, order, origin, self._emit_lines, secrets
         )
         flight.on_progress = self._emit_progress
         again: Again | _Later | None = None
@@ -330,7 +330,7 @@ class StepWork:
         state.attempt, state.fence, state.dispatch = message.attempt, message.fence, message.dispatch
         state.worker, state.status = slot.worker, StepStatus.RUNNING
         state.started_ms, state.reason = parts.clock_ms(), ""
-        flight = parts.flights.open(message, slot, order, state, run.origin(state), self._emit_line)
+        flight = parts.flights.open(message, slot, order, state, run.origin(state), self._emit_lines)
         flight.on_progress = self._emit_progress
         step = records.step_record(run.origin(state), state.attributes(run.id))
         accesses = (
@@ -497,10 +497,8 @@ class StepWork:
     def _emit_progress(self, upload: int, here: int, of: int) -> None:
         self._run.step_progress(self._state, upload, here, of)
 
-    def _emit_line(self, number: int, line: LogLine) -> None:
-        self._run.step_output(
-            self._state, number, "stdout" if line.stream is Stream.STDOUT else "stderr", line.text
-        )
+    def _emit_lines(self, first: int, block: LogBlock) -> None:
+        self._run.step_output(self._state, first, block)
 
 
 @attrs.frozen
@@ -509,8 +507,8 @@ class _Loopback:
 
     flight: Flight
 
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
-        if self.flight.spool.add(first, lines):
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
+        if self.flight.spool.add(first, blocks):
             await self.flight.spool.flush()
 
 

@@ -29,10 +29,12 @@ from swamp_orch.tokens.records import read_token, read_worker, worker_record
 from swamp_orch.tokens.verification import Verifier
 from swamp_orch.tokens.watch import TokenWatch
 from swamp_orch.tokens.workers import WorkerState
+from swamp_proto.blocks import count_of
 from swamp_proto.envelope import Event, Request
 from swamp_proto.errors import (
     Broken,
     Conflict,
+    LimitExceeded,
     LocalError,
     NotFound,
     RefusalCode,
@@ -42,6 +44,8 @@ from swamp_proto.errors import (
 )
 from swamp_proto.limits import (
     ENROLL_DEADLINE_S,
+    KIB,
+    LOG_BATCH_LINES_MAX,
     REFUSAL_DELAY_S,
     REFUSALS_DELAYED_PER_ADDRESS_MAX,
     UNAUTHENTICATED_SOCKETS_MAX,
@@ -70,8 +74,9 @@ STALL_SHARE: Final = 0.5  # of the silence bound: later than this we slept ourse
 GUESSES: Final = frozenset({RefusalCode.DOES_NOT_MATCH})  # answered late
 
 
+LOUD_BYTES: Final = 4 * KIB
 LOUD_YIELDS: Final = 4
-"""Turns a link leaves to all others after a frame with many log lines: a step that prints without end costs them little."""
+"""Turns a link leaves to all others after a frame with so much log: a step that prints without end costs them little."""
 
 
 class Dispatches(Holders, Leases, Protocol):
@@ -238,8 +243,10 @@ class ControlDesk:
         body = frame.body
         match body:
             case LogLines():
+                if count_of(body.blocks) > LOG_BATCH_LINES_MAX:
+                    raise LimitExceeded(f"dispatch.log holds more than {LOG_BATCH_LINES_MAX} lines")
                 self._dispatches.log_lines(member, body)
-                if len(body.lines) > 32:
+                if sum(len(block.text) for block in body.blocks) > LOUD_BYTES:
                     for _ in range(LOUD_YIELDS):
                         await trio.lowlevel.checkpoint()
             case Finished() if isinstance(frame, Request):

@@ -6,8 +6,10 @@ finished again is written again, so that its age says when it was last staged.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +20,7 @@ from swamp_proto.errors import NotFound
 from swamp_proto.limits import DATA_BODY_MAX, INLINE_CONTENT_MAX
 
 _STAGED = "staged"
+_NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class BlobFolder:
@@ -37,17 +40,36 @@ class BlobFolder:
             staged.spill()
             return staged.finish()
 
-    def adopt(self, file: Path, sha256: str, size: int) -> Content:
+    def adopt(self, file: Path, sha256: str, size: int, *, keep: bool = False) -> Content:
         """`file`, whole and fsynced, becomes the blob of that name; see `Store.adopt`. Raises `StoreFull`."""
         target = self.path(sha256)
         try:
             os.utime(file)  # its age says when it was last staged
             self.make_shard(target.parent)
+            if keep:
+                file = self._second_name(file)
             file.rename(target)
             sync_folder(target.parent)
+            if keep:
+                file.unlink(missing_ok=True)  # renaming one name of a file to another one of it does nothing
         except OSError as error:
             raise translated_os(error, target) from error
         return Content(inline=None, sha256=sha256, size=size)
+
+    def _second_name(self, file: Path) -> Path:
+        """Another name for a file, or for a copy where the file system knows one name only. Raises OSError."""
+        folder = self.folder / _STAGED
+        folder.mkdir(mode=0o700, exist_ok=True)
+        name = folder / os.urandom(16).hex()
+        try:
+            name.hardlink_to(file)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(file, name)
+            with name.open("rb") as copy:
+                os.fsync(copy.fileno())
+        return name
 
     def make_shard(self, folder: Path) -> None:
         if not folder.is_dir():

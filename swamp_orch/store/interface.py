@@ -295,9 +295,10 @@ class Store(Protocol):
 
     def stage(self) -> BlobWriter: ...
 
-    def adopt(self, file: Path, sha256: str, size: int) -> Content:
+    def adopt(self, file: Path, sha256: str, size: int, *, keep: bool = False) -> Content:
         """A whole, fsynced file of the store's own file system, whose sha256 was computed as it was written, becomes a blob. The
-        file is gone then, also when such a blob was there."""
+        file is gone then, also when such a blob was there. With `keep` it stays until its owner removes it, and must not change any
+        more: it may be the blob itself."""
         ...
 
     def remove(self, record_ids: Sequence[tuple[str, str, int]]) -> int:

@@ -263,11 +263,12 @@ class MemoryStore:
         self._alive()
         return _Staged(self._disk)
 
-    def adopt(self, file: Path, sha256: str, size: int) -> Content:
+    def adopt(self, file: Path, sha256: str, size: int, *, keep: bool = False) -> Content:
         self._alive()
         self._disk.blobs[sha256] = file.read_bytes()
         self._disk.fresh.add(sha256)
-        file.unlink()
+        if not keep:
+            file.unlink()
         return Content(None, sha256, size)
 
     def _matching(

@@ -342,8 +342,8 @@ class SqliteStore:
     def stage(self) -> BlobWriter:
         return self._blobs.stage()
 
-    def adopt(self, file: Path, sha256: str, size: int) -> Content:
-        return self._blobs.adopt(file, sha256, size)
+    def adopt(self, file: Path, sha256: str, size: int, *, keep: bool = False) -> Content:
+        return self._blobs.adopt(file, sha256, size, keep=keep)
 
     def _one(self, where: str, parameters: Sequence[Any], content: bool) -> Record | None:
         sql = f"SELECT {_WITH_CONTENT if content else _WITHOUT_CONTENT} FROM record WHERE {where}"  # noqa: S608 - constants

@@ -48,7 +48,7 @@ BOUNDS: Final[dict[type[Any], dict[str, Bound]]] = {
     _e.Farewell: {"retry_after_s": _FROM_0},
     _d.Dispatch: {"fence": _FROM_1, "attempt": _FROM_1, "model_version": _FROM_0, "timeout_s": _FROM_0},
     _d.Output: {"staged": _FROM_1, "size": _FROM_0},
-    _d.LogLines: {"fence": _FROM_1, "first": _FROM_1, "lines": Bound(1, limits.LOG_BATCH_LINES_MAX)},
+    _d.LogLines: {"fence": _FROM_1, "first": _FROM_1, "blocks": Bound(1, limits.LOG_BLOCKS_MAX)},
     _d.LogNoted: {"through": _FROM_0},
     _d.Finished: {
         "fence": _FROM_1,

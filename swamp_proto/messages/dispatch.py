@@ -7,6 +7,7 @@ acknowledged. The loopback executor is given the very same `Dispatch` and answer
 
 from collections.abc import Mapping
 from enum import Enum, StrEnum
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -83,19 +84,26 @@ class Accepted:
 
 
 @attrs.frozen
-class LogLine:
+class LogBlock:
+    """Consecutive lines of one stream: a step that prints much is not told line by line."""
+
     stream: Stream
-    text: str  # without line end; masked
+    text: str  # one or more whole lines, a line feed between two of them and none at the end; masked
+
+    @cached_property
+    def count(self) -> int:
+        """How many lines."""
+        return self.text.count("\n") + 1
 
 
 @attrs.frozen
 class LogLines:
-    """W -> O event `dispatch.log`. Numbered per dispatch from 1; `first` is the number of `lines[0]`."""
+    """W -> O event `dispatch.log`. Lines are numbered per dispatch from 1; `first` is the number of the first line of `blocks[0]`."""
 
     dispatch: str
     fence: int
     first: int
-    lines: tuple[LogLine, ...]
+    blocks: tuple[LogBlock, ...]
 
 
 @attrs.frozen

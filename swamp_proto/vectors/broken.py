@@ -148,7 +148,7 @@ BROKEN: Final[dict[str, Broken]] = {
     ),
     "enum-integer-boolean": Broken(
         "true is not stream 1",
-        "$.body.lines[0].stream",
+        "$.body.blocks[0].stream",
         _changed(_LOG, _text("stream") + b"\x01", _text("stream") + b"\xc3"),
     ),
     "enum-code-unknown": Broken(
@@ -183,8 +183,8 @@ BROKEN: Final[dict[str, Broken]] = {
     ),
     "log-empty": Broken(
         "a batch has a line",
-        "$.body.lines",
-        codec.encode(VALID[_LOG]).split(_text("lines"))[0] + _text("lines") + b"\x90",
+        "$.body.blocks",
+        codec.encode(VALID[_LOG]).split(_text("blocks"))[0] + _text("blocks") + b"\x90",
     ),
     "fence-zero": Broken(
         "fences start at 1",

@@ -222,13 +222,13 @@ VALID: Final[dict[str, Frame]] = {
             dispatch=DISPATCH,
             fence=3,
             first=1,
-            lines=(
-                d.LogLine(stream=d.Stream.STDOUT, text="executed on a worker"),
-                d.LogLine(stream=d.Stream.STDERR, text=""),
+            blocks=(
+                d.LogBlock(stream=d.Stream.STDOUT, text="executed on a worker\nin two lines"),
+                d.LogBlock(stream=d.Stream.STDERR, text=""),
             ),
         )
     ),
-    "dispatch.log.noted.event": Event(d.LogNoted(dispatch=DISPATCH, through=2)),
+    "dispatch.log.noted.event": Event(d.LogNoted(dispatch=DISPATCH, through=3)),
     "dispatch.finished.request": Request(5, FINISHED),
     "dispatch.finished.request.failed": Request(6, FINISHED_BADLY),
     "dispatch.finished.response": Response(

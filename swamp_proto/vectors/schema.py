@@ -29,6 +29,7 @@ WIRE_LIMITS: Final = (
     "HELD_DISPATCHES_MAX",
     "TOKEN_LENGTH_MAX",
     "VERSION_LENGTH_MAX",
+    "LOG_BLOCKS_MAX",
     "LOG_BATCH_LINES_MAX",
     "LOG_BATCH_BYTES_MAX",
     "LINE_MAX",
@@ -48,7 +49,7 @@ WIRE_LIMITS: Final = (
 
 
 def type_name(annotation: Any) -> str:
-    """A field's type in words of the wire: `integer`, `text?`, `list of LogLine`, `map of any`."""
+    """A field's type in words of the wire: `integer`, `text?`, `list of LogBlock`, `map of any`."""
     origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
         (inner,) = (part for part in parts if part is not type(None))

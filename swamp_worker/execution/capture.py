@@ -21,7 +21,7 @@ def encoded_size(text: str) -> int:
 
 
 class Capture:
-    """`add` lines; `text()` at the end, without the final newline."""
+    """`add` text; `text()` at the end, without the final newline."""
 
     def __init__(self, limit: int = CAPTURE_MAX, tail: int = CAPTURE_TAIL) -> None:
         assert tail + _MARKER_MAX < limit
@@ -38,9 +38,9 @@ class Capture:
     def truncated(self) -> bool:
         return self._cut_bytes > 0 or self._tail_size > self._tail_max + _MARKER_MAX
 
-    def add(self, lines: list[str]) -> None:
-        """More lines, in order."""
-        piece = "\n".join(lines) if self._first else "\n" + "\n".join(lines)
+    def add(self, lines: str) -> None:
+        """More lines, in order: their text without the last line end."""
+        piece = lines if self._first else "\n" + lines
         self._first = False
         size = encoded_size(piece)
         if self._head_left:

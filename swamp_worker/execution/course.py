@@ -24,8 +24,9 @@ from typing import Final
 import attrs
 import trio
 
-from swamp_proto.limits import BACKGROUND_GRACE_S, LOG_BATCH_LINES_MAX, STUCK_S
-from swamp_proto.messages.dispatch import Dispatch, LogLine, Outcome, Stream
+from swamp_proto.blocks import count_of
+from swamp_proto.limits import BACKGROUND_GRACE_S, KIB, LOG_BLOCKS_MAX, STUCK_S
+from swamp_proto.messages.dispatch import Dispatch, LogBlock, Outcome, Stream
 from swamp_proto.redaction import Mask, short_warning
 from swamp_worker.execution import process
 from swamp_worker.execution.interface import Control, LogSink
@@ -39,15 +40,16 @@ from swamp_worker.execution.workspace import Workspace
 QUIET_START_S: Final = (
     0.003  # output of a step this young is not looked at: most of them end first, in one wake-up
 )
-LOUD_LINES: Final = (
-    64  # read at once: such a step leaves turns to all others, which costs it nothing while they are idle
-)
+LOUD_BYTES: Final = (
+    8 * KIB
+)  # read at once: such a step leaves turns to all others, which costs it nothing while they are idle
 LOUD_YIELDS: Final = 4
+GATHER_S: Final = 0.001  # between two reads of little: what is printed line by line is read and sent as one
 _LAST_LINES_S: Final = 2.0  # for the sink to take what a killed step had printed
 _LOOKS: Final = 3  # that find nothing, in a row, after something had to be killed
 _LATE_S: Final = 5.0  # the keeper's margin after a timeout and its TERM grace
 
-Capturing = Callable[[Stream, list[str]], object]
+Capturing = Callable[[Stream, str], object]
 
 
 @attrs.frozen
@@ -114,7 +116,9 @@ class Course:
         self._splitters = {Stream.STDOUT: LineSplitter(mask), Stream.STDERR: LineSplitter(mask)}
         self._capture = capture
         self._what = what
-        self._unsent: list[LogLine] = []
+        self._unsent: list[LogBlock] = []
+        self._taken = 0  # bytes read from the pipes
+        self._taken_at = float("-inf")  # when there was little to read
         self._sent = sent  # lines the sink had before the process began
         self._lost = 0
         self._ended_early: Outcome | None = None  # by timeout or cancel
@@ -170,12 +174,19 @@ class Course:
     async def _turn(self) -> None:
         """Wait for something to happen to the child, and take it."""
         await self._watch.wait()
+        before = self._taken
         self._take(self._watch.ready())
-        if len(self._unsent) > LOUD_LINES:
-            for _ in range(LOUD_YIELDS):
-                await trio.lowlevel.checkpoint()
+        taken = self._taken - before
         if self._unsent:
             await self._deliver()
+        if taken > LOUD_BYTES:
+            for _ in range(LOUD_YIELDS):
+                await trio.lowlevel.checkpoint()
+        elif taken:
+            since_s = trio.current_time() - self._taken_at
+            if since_s < GATHER_S:
+                await trio.sleep(GATHER_S)
+            self._taken_at = trio.current_time()
 
     def _take(self, ready: list[int]) -> None:
         child = self._child
@@ -200,6 +211,7 @@ class Course:
         if data is None:
             return False
         if data:
+            self._taken += len(data)
             self._keep(stream, self._splitters[stream].feed(data))
             return True
         self._keep(stream, self._splitters[stream].flush())
@@ -213,20 +225,20 @@ class Course:
                 if not self._read(stream):
                     break
 
-    def _keep(self, stream: Stream, lines: list[str]) -> None:
-        if lines:
+    def _keep(self, stream: Stream, lines: str | None) -> None:
+        if lines is not None:
             if self._capture is not None:
                 self._capture(stream, lines)
-            self._unsent += [LogLine(stream, line) for line in lines]
+            self._unsent.append(LogBlock(stream, lines))
 
     async def _deliver(self) -> None:
         """Give the sink what it has not had. A cancelled write kept nothing and is repeated with the same
         numbers.
         """
         while self._unsent:
-            batch = tuple(self._unsent[:LOG_BATCH_LINES_MAX])
+            batch = tuple(self._unsent[:LOG_BLOCKS_MAX])
             await self._sink.write(self._sent + 1, batch)
-            self._sent += len(batch)
+            self._sent += count_of(batch)
             del self._unsent[: len(batch)]
 
     # ── settle, terminate, extinguish ───────────────────────────────────────────────────────────────────────
@@ -304,17 +316,17 @@ class Course:
         limit_s = _LAST_LINES_S if self._ended_early is not None else float("inf")
         with trio.move_on_after(limit_s):
             await self._deliver()
-        self._lost = len(self._unsent)
+        self._lost = count_of(self._unsent)
 
     # ── what is known afterwards ────────────────────────────────────────────────────────────────────────────
     def _mask_warning(self) -> bool:
         if self._mask.too_short:
-            self._unsent.append(LogLine(Stream.STDERR, short_warning(self._mask.too_short)))
+            self._unsent.append(LogBlock(Stream.STDERR, short_warning(self._mask.too_short)))
         return bool(self._unsent)
 
     def add_line(self, text: str) -> None:
         """A line of ours among the process's; delivered with the next of them."""
-        self._unsent.append(LogLine(Stream.STDERR, self._mask(text)))
+        self._unsent.append(LogBlock(Stream.STDERR, self._mask(text)))
 
     @property
     def last_line(self) -> int:

@@ -13,14 +13,14 @@ from typing import Protocol
 import attrs
 import trio
 
-from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogBlock
 
 
 class LogSink(Protocol):
     """Where lines go while the step runs. Awaiting is back-pressure: while it blocks, the pipe is not read."""
 
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
-        """`lines[0]` has number `first`; numbers are consecutive per dispatch, from 1."""
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
+        """The first line of `blocks[0]` has number `first`; numbers are consecutive per dispatch, from 1."""
         ...
 
 

@@ -5,58 +5,68 @@ stream: the last partial line is kept. Bytes that are not UTF-8 become U+FFFD; a
 two by a split or by the border of two reads. Nothing else is changed: a carriage return stays. Memory is
 bounded by `LINE_MAX` and one read.
 
+Lines are not made into objects here: an answer is the text of all lines that are complete now, a line feed between
+two of them (`swamp_proto.blocks`). What is done, is done to that text at once; only where a line is too long is
+each looked at by itself.
+
 Masking happens here because only here it is known whether a secret may go on in the next piece of the same
 line.
 """
 
+from swamp_proto.blocks import has_longer
 from swamp_proto.limits import LINE_MAX
 from swamp_proto.redaction import LineMask, Mask
 
 
 class LineSplitter:
-    """`feed` bytes, get complete lines; `flush` at the end."""
+    """`feed` bytes, get complete lines; `flush` at the end. None: no line is complete."""
 
     def __init__(self, mask: Mask) -> None:
         self._rest = b""  # of a line whose end has not come
         self._mask = mask
         self._long: LineMask | None = None  # set while a line longer than LINE_MAX is being split
 
-    def feed(self, data: bytes) -> list[str]:
+    def feed(self, data: bytes) -> str | None:
         """Lines that are complete now."""
         end = data.rfind(b"\n")
         if end < 0:
             self._rest += data
-            return self._overflow()
+            return _joined(self._overflow())
         whole = self._rest + data[:end]
         self._rest = data[end + 1 :]
+        if self._long is None and not has_longer(whole, b"\n", LINE_MAX):
+            text = self._short(whole)
+            if len(self._rest) <= LINE_MAX:
+                return text
+            return _joined([text, *self._overflow()])
         lines: list[str] = []
         if self._long is not None:
             head, newline, whole = whole.partition(b"\n")
             lines = self._end_long(head)
             if not newline:
-                return lines + self._overflow()
-        if len(whole) <= LINE_MAX or max(map(len, whole.split(b"\n"))) <= LINE_MAX:
-            text = self._mask(whole.decode("utf-8", "replace"))
-            lines += text.split("\n")
-            if len(text) > LINE_MAX // 4:
-                lines = _bounded(lines)
-        else:
-            for line in whole.split(b"\n"):
-                if len(line) <= LINE_MAX:
-                    lines += _bounded([self._mask(line.decode("utf-8", "replace"))])
-                else:
-                    self._rest, kept = line, self._rest
-                    lines += self._overflow()
-                    lines += self._end_long(self._rest)
-                    self._rest = kept
-        return lines + self._overflow()
+                return _joined(lines + self._overflow())
+        for line in whole.split(b"\n"):
+            if len(line) <= LINE_MAX:
+                lines.append(self._short(line))
+            else:
+                self._rest, kept = line, self._rest
+                lines += self._overflow()
+                lines += self._end_long(self._rest)
+                self._rest = kept
+        return _joined(lines + self._overflow())
 
-    def flush(self) -> list[str]:
+    def flush(self) -> str | None:
         """What is left at the end of the stream."""
         rest, self._rest = self._rest, b""
         if self._long is not None:
-            return self._end_long(rest)
-        return _bounded([self._mask(rest.decode("utf-8", "replace"))]) if rest else []
+            return _joined(self._end_long(rest))
+        return self._short(rest) if rest else None
+
+    def _short(self, lines: bytes) -> str:
+        """Whole lines none of which is too long."""
+        text = self._mask(lines.decode("utf-8", "replace"))
+        # What stands for bytes that are not UTF-8 is longer than they were. Masking lengthens nothing.
+        return "\n".join(_bounded(text.split("\n"))) if _may_be_longer(text) else text
 
     def _overflow(self) -> list[str]:
         """Pieces of a line that is already too long, leaving less than LINE_MAX bytes of it."""
@@ -78,6 +88,14 @@ class LineSplitter:
         return _bounded([text]) if text else []
 
 
+def _joined(lines: list[str]) -> str | None:
+    return "\n".join(lines) if lines else None
+
+
+def _may_be_longer(text: str) -> bool:
+    return not text.isascii() and has_longer(text, "\n", LINE_MAX // 4) and "\ufffd" in text
+
+
 def _character_border(data: bytes, at: int) -> int:
     """The last place not after `at` where a character starts."""
     for back in range(min(4, at)):
@@ -87,7 +105,7 @@ def _character_border(data: bytes, at: int) -> int:
 
 
 def _bounded(lines: list[str]) -> list[str]:
-    """The same lines, none longer than LINE_MAX as UTF-8 (replacement and masking can lengthen them)."""
+    """The same lines, none longer than LINE_MAX as UTF-8 (replacement can lengthen them)."""
     if all(len(line) * 4 <= LINE_MAX or len(line.encode()) <= LINE_MAX for line in lines):
         return lines
     found: list[str] = []

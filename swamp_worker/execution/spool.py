@@ -11,28 +11,35 @@ Rules that hold here:
   instead.
 - Nothing survives the process, and nothing has to: lines that were never sent die with the machine that
   printed them.
+- No line is an object: what is kept, written and read are blocks (`swamp_proto.blocks`), and what goes to disk in little pieces is
+  one chunk there.
 
 What is spooled is masked already. It does not know links, frames or who notes lines.
 """
 
 import contextlib
-import json
+import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import dropwhile
 from pathlib import Path
+from struct import Struct
 from typing import Final
 
 import attrs
 import trio
 
-from swamp_proto.limits import KIB, LOG_SPOOL_MAX, MIB
-from swamp_proto.messages.dispatch import LogLine, Stream
+from swamp_proto.blocks import count_of, fitting, merged, size_of, without
+from swamp_proto.limits import KIB, LOG_BLOCKS_MAX, LOG_SPOOL_MAX, MIB
+from swamp_proto.messages.dispatch import LogBlock, Stream
 
 MEMORY_MAX: Final = 256 * KIB  # of one dispatch
 SEGMENT_SIZE: Final = 4 * MIB
-_LINE_COST: Final = 64  # of a line in memory, beside its text
+CHUNK_SIZE: Final = 64 * KIB  # what is less is joined with what follows it on the disk
+_BLOCK_COST: Final = 64  # of a block, beside its text
 _DISK_RETRY_S: Final = 1.0
 _STREAMS: Final = {stream.value: stream for stream in Stream}
+_HEAD: Final = Struct("<BI")  # of a block on disk: stream, bytes of its text
 
 
 class SpoolRoom:
@@ -81,23 +88,33 @@ class SpoolRoom:
                 path.unlink(missing_ok=True)
 
 
-@attrs.define
+@attrs.frozen
+class Batch:
+    """Lines to send."""
+
+    blocks: tuple[LogBlock, ...]
+    count: int
+    size: int  # bytes of their text, a line end for each
+
+
+@attrs.define(eq=False)
 class _Segment:
     """A file of chunks. Deleted when its last chunk is let go."""
 
     path: Path
+    descriptor: int | None  # while it is written
     size: int = 0
     chunks: int = 0
 
 
-@attrs.define
+@attrs.define(eq=False)
 class _Chunk:
     """Consecutive lines: in memory, or at a place in a segment."""
 
     first: int
     count: int
     size: int
-    lines: tuple[LogLine, ...] | None
+    blocks: tuple[LogBlock, ...] | None
     segment: _Segment | None = None
     offset: int = 0
     length: int = 0
@@ -117,56 +134,69 @@ class Spool:
         self._in_memory = 0
         self._segment: _Segment | None = None
         self._segments = 0
-        self._decoded: tuple[_Chunk, tuple[LogLine, ...]] | None = (
-            None  # the chunk that was read last from disk
+        self._decoded: tuple[_Chunk, int, tuple[LogBlock, ...]] | None = (
+            None  # the chunk that was read last from disk, and how many lines it had then
         )
         self.last = 0  # number of the newest line
 
-    async def add(self, first: int, lines: tuple[LogLine, ...]) -> None:
+    async def add(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
         """Keep lines. Waits while there is no room; a cancelled wait has kept nothing. Lines known already
         are skipped.
         """
-        if first <= self.last:
-            lines = lines[self.last + 1 - first :]
-        if not lines:
+        blocks = without(blocks, self.last + 1 - first)
+        if not blocks:
             return
-        size = sum(len(line.text) + _LINE_COST for line in lines)
+        size = sum(size_of(block.text) + _BLOCK_COST for block in blocks)
         while not self._room.fits(size):
             await self._room.wait(self._dispatch)
-        chunk = _Chunk(self.last + 1, len(lines), size, lines)
+        chunk = _Chunk(self.last + 1, count_of(blocks), size, blocks)
         if self._in_memory + size > MEMORY_MAX and self._in_memory:
             while not self._write(chunk):
                 with trio.move_on_after(_DISK_RETRY_S):  # the disk is full: as if the spool were
                     await self._room.wait(self._dispatch)
                 if self._in_memory + size <= MEMORY_MAX:
                     break
-        if chunk.lines is not None:
-            self._in_memory += size
         self._room.take(size)
-        self._chunks.append(chunk)
         self.last = chunk.last
+        if chunk.blocks is not None:
+            self._in_memory += size
+            self._chunks.append(chunk)
+        elif not self._joined(chunk):
+            self._chunks.append(chunk)
 
-    def read(self, first: int, lines_max: int, bytes_max: int) -> tuple[LogLine, ...]:
+    def read(self, first: int, lines_max: int, size_max: int) -> Batch:
         """Kept lines from number `first` on, at least one. Raises LookupError when it is not kept (any more
         or yet).
         """
-        found: list[LogLine] = []
-        size = 0
-        for chunk in self._chunks:
-            if chunk.last < first:
-                continue
+        found: list[LogBlock] = []
+        count = size = turns = 0  # `turns`: of the streams
+        for chunk in self._from(first):
             if chunk.first > first:
                 break
-            for line in self._lines(chunk)[first - chunk.first :]:
-                text = line.text
-                size += len(text) + 8 if text.isascii() else len(text) * 4 + _LINE_COST
-                if found and (size > bytes_max or len(found) >= lines_max):
-                    return tuple(found)
-                found.append(line)
+            for block in without(self._blocks(chunk), first - chunk.first):
+                room = size_max - size
+                turns += not found or found[-1].stream is not block.stream
+                if found and (room <= 0 or count >= lines_max or turns > LOG_BLOCKS_MAX):
+                    return Batch(merged(found), count, size)
+                cut = fitting(block, lines_max - count, room)
+                if cut is not None:
+                    if (
+                        size > size_max // 2
+                    ):  # where one was added whole it is sent whole: what is cut is looked through again
+                        return Batch(merged(found), count, size)
+                    block = LogBlock(block.stream, block.text[:cut])
+                taken = size_of(block.text)
+                if found and taken > room:
+                    return Batch(merged(found), count, size)
+                found.append(block)
+                count += block.count
+                size += taken + 1
+                if cut is not None:
+                    return Batch(merged(found), count, size)
             first = chunk.last + 1
         if not found:
             raise LookupError(f"line {first} is not kept")
-        return tuple(found)
+        return Batch(merged(found), count, size)
 
     def let_go(self, through: int) -> None:
         """Lines up to `through` are noted."""
@@ -178,47 +208,79 @@ class Spool:
         self.let_go(self.last)
         self._decoded = None
         if self._segment is not None:
+            self._close(self._segment)
             self._delete(self._segment)
             self._segment = None
+
+    def _from(self, first: int) -> Iterator[_Chunk]:
+        """The chunks from the one that holds line `first` on, looked for from the nearer end."""
+        chunks = self._chunks
+        if not chunks or first - chunks[0].first <= self.last - first:
+            return dropwhile(lambda chunk: chunk.last < first, chunks)
+        found: list[_Chunk] = []
+        for chunk in reversed(chunks):
+            if chunk.last < first:
+                break
+            found.append(chunk)
+        return reversed(found)
 
     # ── disk ────────────────────────────────────────────────────────────────────────────────────────────────
     def _write(self, chunk: _Chunk) -> bool:
         """Move a chunk to disk; False when it has no room."""
-        assert chunk.lines is not None
-        data = json.dumps([[line.stream.value, line.text] for line in chunk.lines]).encode()
+        assert chunk.blocks is not None
+        data = b"".join(map(_packed, chunk.blocks))
         segment = self._segment
         try:
             if segment is None or segment.size >= SEGMENT_SIZE:
-                if segment is not None and segment.chunks == 0:
-                    self._delete(segment)
-                self._room.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._segments += 1
-                segment = _Segment(self._room.folder / f"{self._dispatch}-{self._segments}.lines")
-                segment.path.touch(mode=0o600)
-                self._segment = segment
-            with segment.path.open("r+b") as file:
-                file.seek(segment.size)
-                file.write(data)
+                segment = self._next_segment()
+            assert segment.descriptor is not None
+            _write_all(segment.descriptor, data, segment.size)
         except OSError:
             return False
         chunk.segment, chunk.offset, chunk.length = segment, segment.size, len(data)
-        chunk.lines = None
+        chunk.blocks = None
         segment.size += len(data)
         segment.chunks += 1
         return True
 
-    def _lines(self, chunk: _Chunk) -> tuple[LogLine, ...]:
-        if chunk.lines is not None:
-            return chunk.lines
-        if self._decoded is not None and self._decoded[0] is chunk:
-            return self._decoded[1]
+    def _next_segment(self) -> _Segment:
+        """One to write to; the one before is only read any more. Raises OSError."""
+        self._room.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._room.folder / f"{self._dispatch}-{self._segments + 1}.lines"
+        descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        self._segments += 1
+        before, self._segment = self._segment, _Segment(path, descriptor)
+        if before is not None:
+            self._close(before)
+            if before.chunks == 0:
+                self._delete(before)
+        return self._segment
+
+    def _joined(self, chunk: _Chunk) -> bool:
+        """Whether a chunk on disk became a part of the one before it."""
+        before = self._chunks[-1] if self._chunks else None
+        if before is None or before.segment is not chunk.segment or chunk.segment is None:
+            return False
+        if before.length + chunk.length > CHUNK_SIZE:
+            return False
+        before.count += chunk.count
+        before.size += chunk.size
+        before.length += chunk.length
+        chunk.segment.chunks -= 1
+        return True
+
+    def _blocks(self, chunk: _Chunk) -> tuple[LogBlock, ...]:
+        if chunk.blocks is not None:
+            return chunk.blocks
+        if self._decoded is not None and self._decoded[0] is chunk and self._decoded[1] == chunk.count:
+            return self._decoded[2]
         assert chunk.segment is not None
         with chunk.segment.path.open("rb") as file:
             file.seek(chunk.offset)
             data = file.read(chunk.length)
-        lines = tuple(LogLine(_STREAMS[stream], text) for stream, text in json.loads(data))
-        self._decoded = (chunk, lines)
-        return lines
+        blocks = merged(_unpacked(data))
+        self._decoded = (chunk, chunk.count, blocks)
+        return blocks
 
     def _remove(self, chunk: _Chunk) -> None:
         if chunk.segment is None:
@@ -230,6 +292,33 @@ class Spool:
         self._room.give_back(chunk.size)
 
     @staticmethod
+    def _close(segment: _Segment) -> None:
+        if segment.descriptor is not None:
+            os.close(segment.descriptor)
+            segment.descriptor = None
+
+    @staticmethod
     def _delete(segment: _Segment) -> None:
         with contextlib.suppress(OSError):
             segment.path.unlink()
+
+
+def _packed(block: LogBlock) -> bytes:
+    text = block.text.encode("utf-8", "replace")
+    return _HEAD.pack(block.stream.value, len(text)) + text
+
+
+def _unpacked(data: bytes) -> Iterator[LogBlock]:
+    at = 0
+    while at < len(data):
+        stream, size = _HEAD.unpack_from(data, at)
+        at += _HEAD.size
+        yield LogBlock(_STREAMS[stream], data[at : at + size].decode())
+        at += size
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written

@@ -46,7 +46,7 @@ from swamp_proto.messages.dispatch import (
     Dispatch,
     Finished,
     FinishNoted,
-    LogLine,
+    LogBlock,
     LogLines,
     LogNoted,
     Outcome,
@@ -474,14 +474,10 @@ class Worker:
         step = self._steps[sendable.dispatch]
         now = self._ports.boot_s()
         if sendable.first is not None:
-            lines = step.spool.read(sendable.first, LOG_FRAME_LINES, LOG_FRAME_BYTES)
-            size = sum(
-                len(line.text) if line.text.isascii() else len(line.text.encode("utf-8", "replace"))
-                for line in lines
-            )
-            through = sendable.first + len(lines) - 1
-            self._holdings.handle(holdings.LinesSent(sendable.dispatch, through, size + len(lines)), now)
-            return Event(LogLines(sendable.dispatch, step.dispatch.fence, sendable.first, lines))
+            batch = step.spool.read(sendable.first, LOG_FRAME_LINES, LOG_FRAME_BYTES)
+            through = sendable.first + batch.count - 1
+            self._holdings.handle(holdings.LinesSent(sendable.dispatch, through, batch.size), now)
+            return Event(LogLines(sendable.dispatch, step.dispatch.fence, sendable.first, batch.blocks))
         assert step.finished is not None
         self._holdings.handle(holdings.FinishSent(sendable.dispatch), now)
         said = step.finished
@@ -564,12 +560,12 @@ class Worker:
         if self._link is not None and step.finished is not None:
             self._link.ask(step.finished, lambda reply: None)
 
-    async def keep_lines(self, step: _Step, first: int, lines: tuple[LogLine, ...]) -> None:
+    async def keep_lines(self, step: _Step, first: int, blocks: tuple[LogBlock, ...]) -> None:
         """Where a running step's lines go."""
         name = step.dispatch.dispatch
         if self._holdings.phase(name) is holdings.Phase.DROPPED:
             return  # nobody wants them
-        await step.spool.add(first, lines)
+        await step.spool.add(first, blocks)
         if name in self._holdings:
             self._holdings.handle(holdings.LinesKept(name, step.spool.last), self._ports.boot_s())
             if self._link is not None:
@@ -691,8 +687,8 @@ class _Lines:
         self._worker = worker
         self._step = step
 
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
-        await self._worker.keep_lines(self._step, first, lines)
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
+        await self._worker.keep_lines(self._step, first, blocks)
 
 
 def _is_sane(answer: Enrolled) -> bool:

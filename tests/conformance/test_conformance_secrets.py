@@ -86,7 +86,7 @@ class Careless:
 
     async def lines(self, first: int, *lines: str) -> None:
         said = [{"stream": 1, "text": text} for text in lines]
-        await self.wire.send([EVENT, "dispatch.log", {**self.named, "first": first, "lines": said}])
+        await self.wire.send([EVENT, "dispatch.log", {**self.named, "first": first, "blocks": said}])
 
     async def finish(self, *outputs: dict[str, Any], error: str | None = None, last_line: int = 0) -> None:
         body = {
@@ -159,7 +159,8 @@ async def test_lines_results_errors_and_tags(site: Site) -> None:
     async def behave(liar: Careless) -> None:
         await liar.start()
         assert SECRET in liar.dispatch["secrets"]
-        await liar.lines(1, *(f"{name}: <{form}>" for name, form in FORMS.items()))
+        first, *more = (f"{name}: <{form}>" for name, form in FORMS.items())
+        await liar.lines(1, first, "\n".join(more))  # a block of one line, and one of all others
         await liar.lines(6, long[:LINE_MAX])
         await liar.lines(7, long[LINE_MAX:] + " end of it")
         result = {

@@ -602,6 +602,22 @@ def test_staging(store: Store) -> None:
         store.open_blob(hashlib.sha256(b"z" * 100_000).hexdigest())
 
 
+def test_a_file_becomes_a_blob_and_its_owner_may_keep_it(store: Store, tmp_path: Path) -> None:
+    """In the store's own file system; there already or not."""
+    for number, keep in enumerate((True, False, True), 1):
+        file = tmp_path / f"file-{number}"
+        file.write_bytes(b"k" * 100_000)
+        sha256 = hashlib.sha256(b"k" * 100_000).hexdigest()
+        content = store.adopt(file, sha256, 100_000, keep=keep)
+        assert (content.inline, content.sha256, content.size) == (None, sha256, 100_000)
+        assert file.exists() == keep
+        store.commit(Batch((new(content=content, content_type="text/plain"),)))
+        file.unlink(missing_ok=True)
+        record = store.latest("m1", "result")
+        assert record is not None
+        assert store.read(record) == b"k" * 100_000
+
+
 def test_reading_what_was_removed(store: Store) -> None:
     store.commit(Batch((new(),)))
     record = store.latest("m1", "result", content=False)

@@ -9,20 +9,22 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from swamp_orch.engine.ingress import Ingress, MaskedLines
+from swamp_proto.blocks import lines_of
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.limits import LINE_MAX, LOG_WAITING_LINES_MAX
 from swamp_proto.messages.capability import CallCode
-from swamp_proto.messages.dispatch import Finished, LogLine, Outcome, Output, Stream
+from swamp_proto.messages.dispatch import Finished, LogBlock, Outcome, Output, Stream
 from swamp_proto.redaction import MASKED, Mask
 
 SECRETS = ("hunter2", 'p@ss "w/o" rd+ü', "first-line\nsecond-line")
+MASK = Mask(SECRETS)  # it takes long to make one
 SHORT_MAX = 40  # of a line, for lines that have to be split often
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
 
-def through(lines: list[LogLine], mask: Mask) -> list[LogLine]:
+def through(lines: list[LogBlock], mask: Mask) -> list[LogBlock]:
     masked = MaskedLines(mask, SHORT_MAX)
-    found = [done for line in lines for done in masked.take(line)]
+    found = [done for line in lines for done in lines_of(masked.take(line))]
     return found + masked.rest()
 
 
@@ -47,8 +49,8 @@ LONG = st.lists(st.one_of(FILLERS, PARTS), max_size=6).map("".join)
 def test_a_line_that_was_split_is_masked_as_a_whole(texts: list[tuple[Stream, str]]) -> None:
     # A last piece that is full by chance is taken for the beginning of more.
     assume(all(len(cut(text)[-1].encode()) < SHORT_MAX - 3 for _, text in texts))
-    mask = Mask(SECRETS)
-    lines = [LogLine(stream, piece) for stream, text in texts for piece in cut(text)]
+    mask = MASK
+    lines = [LogBlock(stream, piece) for stream, text in texts for piece in cut(text)]
     found = through(lines, mask)
     assert [line.stream for line in found] == [line.stream for line in lines]
     pieces = iter(found)
@@ -61,14 +63,14 @@ def test_a_line_that_was_split_is_masked_as_a_whole(texts: list[tuple[Stream, st
 TEXTS = st.sampled_from(["xhunter2x", "hun", "ter2", "", "second-line", "a" * SHORT_MAX])
 
 
-@given(st.lists(st.builds(LogLine, st.sampled_from([OUT, ERR]), TEXTS), max_size=8))
+@given(st.lists(st.builds(LogBlock, st.sampled_from([OUT, ERR]), TEXTS), max_size=8))
 @settings(deadline=None, max_examples=100)
-def test_lines_keep_their_number_and_order(lines: list[LogLine]) -> None:
-    mask = Mask(SECRETS)
+def test_lines_keep_their_number_and_order(lines: list[LogBlock]) -> None:
+    mask = MASK
     masked = MaskedLines(mask, SHORT_MAX)
-    found: list[LogLine] = []
+    found: list[LogBlock] = []
     for number, line in enumerate(lines, 1):
-        found += masked.take(line)
+        found += lines_of(masked.take(line))
         assert len(found) + len(masked) == number
     found += masked.rest()
     assert len(masked) == 0
@@ -78,25 +80,41 @@ def test_lines_keep_their_number_and_order(lines: list[LogLine]) -> None:
         assert "".join(line.text for line in found if line.stream is stream) == "".join(texts)
 
 
+BLOCKS = st.lists(st.tuples(st.sampled_from([OUT, ERR]), st.lists(TEXTS, min_size=1, max_size=6)), max_size=6)
+
+
+@given(BLOCKS)
+@example([(OUT, ["hun", "a" * SHORT_MAX]), (OUT, ["hunter2", "", "xhunter2x"]), (ERR, ["hunter2"])])
+@settings(deadline=None, max_examples=200)
+def test_blocks_are_masked_as_their_lines_are(groups: list[tuple[Stream, list[str]]]) -> None:
+    blocks = [LogBlock(stream, "\n".join(texts)) for stream, texts in groups]
+    together, single = MaskedLines(MASK, SHORT_MAX), MaskedLines(MASK, SHORT_MAX)
+    for block in blocks:
+        found = list(lines_of(together.take(block)))
+        assert found == [one for line in lines_of((block,)) for one in lines_of(single.take(line))]
+        assert (len(together), together.caught) == (len(single), single.caught)
+    assert together.rest() == single.rest()
+
+
 def test_only_a_full_piece_waits_and_only_for_so_long() -> None:
     masked = MaskedLines(Mask(SECRETS))
-    assert [line.text for line in masked.take(LogLine(OUT, "hunter2"))] == [MASKED]
-    assert not list(masked.take(LogLine(OUT, "x" * LINE_MAX)))
-    found: list[LogLine] = []
+    assert [line.text for line in masked.take(LogBlock(OUT, "hunter2"))] == [MASKED]
+    assert not list(masked.take(LogBlock(OUT, "x" * LINE_MAX)))
+    found: list[LogBlock] = []
     for number in range(LOG_WAITING_LINES_MAX):
         assert not found
-        found += masked.take(LogLine(ERR, f"line {number} hunter2"))
+        found += lines_of(masked.take(LogBlock(ERR, f"line {number} hunter2")))
     assert len(found) == LOG_WAITING_LINES_MAX + 1
     assert found[0].text == "x" * LINE_MAX
     assert found[-1].text == f"line {LOG_WAITING_LINES_MAX - 1} {MASKED}"
-    assert not list(masked.take(LogLine(OUT, "x" * LINE_MAX)))
+    assert not list(masked.take(LogBlock(OUT, "x" * LINE_MAX)))
     assert len(masked.rest()) == 1
 
 
 def test_without_secrets_a_line_is_the_very_same_and_one_that_is_learnt_later_is_masked() -> None:
     ingress = Ingress()
     lines = ingress.lines()
-    line, long = LogLine(OUT, "says hunter2"), LogLine(OUT, "x" * LINE_MAX)
+    line, long = LogBlock(OUT, "says hunter2"), LogBlock(OUT, "x" * LINE_MAX)
     assert list(lines.take(line)) == [line] and next(iter(lines.take(line))) is line
     assert next(iter(lines.take(long))) is long
     ingress.learn(["hunter2"])

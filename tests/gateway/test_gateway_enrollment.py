@@ -15,9 +15,10 @@ from swamp_orch.gateway.door import Verifications, Waiters
 from swamp_orch.tokens.records import read_token, read_worker
 from swamp_orch.tokens.verification import Verifier
 from swamp_proto import codec
-from swamp_proto.envelope import Request
+from swamp_proto.envelope import Event, Request
 from swamp_proto.errors import Broken, RefusalCode, Refused
-from swamp_proto.limits import REFUSAL_DELAY_S, Tempo
+from swamp_proto.limits import LOG_BATCH_LINES_MAX, REFUSAL_DELAY_S, Tempo
+from swamp_proto.messages.dispatch import LogBlock, LogLines, Stream
 from swamp_proto.messages.enrollment import (
     Enrolled,
     Farewell,
@@ -362,6 +363,15 @@ async def connected(it: Gate, token: str) -> tuple[Peer, Enrolled]:
     answer = await peer.enroll(token)
     assert isinstance(answer, Enrolled)
     return peer, answer
+
+
+async def test_more_lines_than_an_event_may_hold_end_the_link() -> None:
+    """A few KiB of line feeds are more lines than a few MiB of text: their number is bounded too."""
+    async with gate() as it:
+        peer, _ = await connected(it, it.mint("node"))
+        blocks = (LogBlock(Stream.STDOUT, "\n" * (LOG_BATCH_LINES_MAX // 2)),) * 2
+        await peer.pipe.send(codec.encode(Event(LogLines("d", 1, 1, blocks))))
+        assert code(await peer.answer()) is RefusalCode.TOO_LARGE
 
 
 async def test_a_revocation_ends_leases_then_the_session() -> None:

@@ -10,7 +10,8 @@ import attrs
 import pytest
 import trio
 
-from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine, Place, Program
+from swamp_proto.blocks import lines_of
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogBlock, Place, Program
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
 from swamp_worker.execution.keeper import Keeper, open_keeper
@@ -37,17 +38,17 @@ class Lines:
     """A sink that keeps what it is given."""
 
     def __init__(self) -> None:
-        self.lines: list[LogLine] = []
+        self.lines: list[LogBlock] = []
         self.came = trio.Event()
 
     @property
     def text(self) -> str:
         return "\n".join(line.text for line in self.lines)
 
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
         assert first == len(self.lines) + 1
         await trio.lowlevel.checkpoint()
-        self.lines += lines
+        self.lines += lines_of(blocks)
         self.came.set()
 
     async def wait_for(self, text: str) -> None:

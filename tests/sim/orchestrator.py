@@ -41,6 +41,7 @@ from swamp_orch.store.bookkeeping import LEASES_ID, iso, lease_record
 from swamp_orch.store.interface import Batch, Comparison, NewRecord, Record, Selection, Term
 from swamp_orch.tokens.records import read_workers, worker_record
 from swamp_orch.tokens.workers import WorkerState
+from swamp_proto.blocks import count_of
 from swamp_proto.envelope import Failure, Response
 from swamp_proto.errors import Broken, Conflict, RefusalCode, Refused, SwampError
 from swamp_proto.limits import CANCEL_TERM_S, STALL_S
@@ -461,7 +462,7 @@ class Orchestrator:
         flight = self.flights.get(lines.dispatch)
         if flight is None or flight.message.fence != lines.fence:
             return
-        last = lines.first + len(lines.lines) - 1
+        last = lines.first + count_of(lines.blocks) - 1
         assert lines.first <= flight.read + 1, f"LINES: {lines.dispatch} goes on at {lines.first}"
         if last > flight.read:
             flight.read = last

@@ -18,7 +18,7 @@ from swamp_proto.messages.dispatch import (
     Dispatch,
     Finished,
     FinishNoted,
-    LogLine,
+    LogBlock,
     LogLines,
     LogNoted,
     Outcome,
@@ -359,11 +359,10 @@ class SimWorker:
             held = self.held[name]
             if sendable.first is not None:
                 through = min(sendable.first + LINE_BATCH - 1, held.last_line)
-                lines = tuple(
-                    LogLine(Stream.STDOUT, f"{number}") for number in range(sendable.first, through + 1)
-                )
+                text = "\n".join(f"{number}" for number in range(sendable.first, through + 1))
+                blocks = (LogBlock(Stream.STDOUT, text),)
                 self.holdings.handle(holdings.LinesSent(name, through), self.boot_s)
-                self.end.post(LogLines(name, held.dispatch.fence, sendable.first, lines))
+                self.end.post(LogLines(name, held.dispatch.fence, sendable.first, blocks))
             else:
                 assert held.finished is not None
                 self.holdings.handle(holdings.FinishSent(name), self.boot_s)

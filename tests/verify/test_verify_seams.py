@@ -17,6 +17,7 @@ from desk_site import Site, Step, Worker, open_site
 
 from swamp_orch.definitions.repository import init
 from swamp_proto import codec, dataplane
+from swamp_proto.blocks import lines_of
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.envelope import Event, Frame, Request
 from swamp_proto.errors import NotFound
@@ -26,7 +27,7 @@ from swamp_proto.messages.dispatch import (
     CancelNoted,
     Dispatch,
     Finished,
-    LogLine,
+    LogBlock,
     LogLines,
     Outcome,
     Output,
@@ -52,7 +53,7 @@ class Fault:
     """What is wrong with the worker; nothing by default."""
 
     dispatch: Callable[[Dispatch], Dispatch] = lambda dispatch: dispatch
-    lines: Callable[[tuple[LogLine, ...]], tuple[LogLine, ...]] = lambda lines: lines
+    lines: Callable[[tuple[LogBlock, ...]], tuple[LogBlock, ...]] = lambda lines: lines
     finished: Callable[[str, Finished], Finished] = lambda step, finished: finished
     calls: bool = True
     data: bool = True
@@ -145,8 +146,8 @@ class _Sink:
     dispatch: Dispatch
     sent: int = 0
 
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
-        lines = self.worker.fault.lines(lines)
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
+        lines = self.worker.fault.lines(tuple(lines_of(blocks)))
         if lines:
             await self.worker.tell(
                 LogLines(self.dispatch.dispatch, self.dispatch.fence, self.sent + 1, lines)
@@ -191,7 +192,7 @@ async def verdicts(site: Site) -> tuple[set[str], set[str], dict[str, Any]]:
     return names["fail"], names["skipped"], found
 
 
-def first_line_lost(lines: tuple[LogLine, ...]) -> tuple[LogLine, ...]:
+def first_line_lost(lines: tuple[LogBlock, ...]) -> tuple[LogBlock, ...]:
     return tuple(line for line in lines if not line.text.startswith("line 2 "))
 
 

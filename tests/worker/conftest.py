@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from swamp_proto.messages.dispatch import Dispatch, LogLine, Place
+from swamp_proto.blocks import lines_of
+from swamp_proto.messages.dispatch import Dispatch, LogBlock, Place
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.keeper import Keeper, open_keeper
 
@@ -17,7 +18,7 @@ class Lines:
     """A sink that keeps what it is given, and checks that numbers have neither gap nor double."""
 
     def __init__(self) -> None:
-        self.lines: list[LogLine] = []
+        self.lines: list[LogBlock] = []
         self.writes = 0
         self.came = trio.Event()
 
@@ -25,11 +26,11 @@ class Lines:
     def text(self) -> list[str]:
         return [line.text for line in self.lines]
 
-    async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+    async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
         assert first == len(self.lines) + 1
-        assert lines
+        assert blocks
         await trio.lowlevel.checkpoint()
-        self.lines += lines
+        self.lines += lines_of(blocks)
         self.writes += 1
         self.came.set()
 

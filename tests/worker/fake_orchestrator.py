@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from swamp_proto import codec
+from swamp_proto.blocks import lines_of
 from swamp_proto.envelope import Event, Failure, FailureBody, Request, Response
 from swamp_proto.errors import RefusalCode
 from swamp_proto.messages import RULE_BY_BODY, Side
@@ -24,7 +25,7 @@ from swamp_proto.messages.dispatch import (
     Dispatch,
     Finished,
     FinishNoted,
-    LogLine,
+    LogBlock,
     LogLines,
     LogNoted,
 )
@@ -52,7 +53,7 @@ class Kept:
     """What is known of one dispatch."""
 
     dispatch: Dispatch
-    lines: list[LogLine] = attrs.field(factory=list)
+    lines: list[LogBlock] = attrs.field(factory=list)
     finished: Finished | None = None
     accepted: bool = False
     refused: RefusalCode | None = None
@@ -265,11 +266,10 @@ class Orchestrator:
         kept = self.kept[body.dispatch]
         assert body.first <= len(kept.lines) + 1, "a gap in the log"
         known = len(kept.lines) - body.first + 1
-        kept.doubles += max(0, min(known, len(body.lines)))
-        assert (
-            list(body.lines[:known]) == kept.lines[body.first - 1 : body.first - 1 + len(body.lines[:known])]
-        )
-        kept.lines += body.lines[known:]
+        lines = list(lines_of(body.blocks))
+        kept.doubles += max(0, min(known, len(lines)))
+        assert lines[:known] == kept.lines[body.first - 1 : body.first - 1 + len(lines[:known])]
+        kept.lines += lines[known:]
         if self.notes_lines:
             await self._send(Event(LogNoted(body.dispatch, len(kept.lines))))
 

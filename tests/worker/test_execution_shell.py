@@ -12,8 +12,9 @@ import trio
 import trio.testing
 from conftest import Lines, shell
 
+from swamp_proto.blocks import count_of
 from swamp_proto.limits import CAPTURE_MAX, LINE_MAX
-from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine, Outcome, Stream
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogBlock, Outcome, Stream
 from swamp_worker.execution import course, procfs
 from swamp_worker.execution.executor import StepExecutor
 from swamp_worker.execution.interface import Control
@@ -266,9 +267,9 @@ async def test_memory_stays_bounded_whatever_is_printed(executor: StepExecutor) 
     class Counting(Lines):
         count = peak = 0
 
-        async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+        async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
             assert first == self.count + 1
-            self.count += len(lines)
+            self.count += count_of(blocks)
             if self.writes % 100 == 0:
                 self.peak = max(self.peak, resident())
             self.writes += 1
@@ -301,10 +302,10 @@ async def test_back_pressure_blocks_the_step_and_loses_nothing(executor: StepExe
     class Slow(Lines):
         gate = trio.Event()
 
-        async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+        async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
             self.came.set()
             await self.gate.wait()
-            await super().write(first, lines)
+            await super().write(first, blocks)
 
     lines = Slow()
     with trio.fail_after(60):
@@ -477,7 +478,7 @@ async def test_a_cancelled_scope_kills_and_reaps_before_it_raises(executor: Step
 
 async def test_a_full_sink_does_not_keep_a_cancelled_step_alive(executor: StepExecutor) -> None:
     class Stuck(Lines):
-        async def write(self, first: int, lines: tuple[LogLine, ...]) -> None:
+        async def write(self, first: int, blocks: tuple[LogBlock, ...]) -> None:
             self.came.set()
             await trio.sleep_forever()
 

@@ -3,6 +3,7 @@
 import json
 from itertools import pairwise
 
+import lines_before
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +21,16 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(places)]
 
 
+def listed(text: str | None) -> list[str]:
+    return [] if text is None else text.split("\n")
+
+
 def split(data: bytes, cuts: list[int], mask: Mask) -> list[str]:
     splitter = LineSplitter(mask)
     found = []
     for piece in pieces(data, cuts):
-        found += splitter.feed(piece)
-    return found + splitter.flush()
+        found += listed(splitter.feed(piece))
+    return found + listed(splitter.flush())
 
 
 # ── lines ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -60,6 +65,31 @@ def test_lines_do_not_depend_on_how_the_bytes_arrive(data: bytes, cuts: list[int
         except UnicodeDecodeError:
             return  # how many U+FFFD a torn sequence becomes may depend on where a long line is split
         assert "".join(found) == text.replace("\n", "")
+
+
+BYTES = st.lists(
+    st.one_of(
+        st.binary(max_size=12),
+        st.sampled_from([b"\n", b"\n\n", b"hunter2", b"hun", b"ter2\n", "ü🐊".encode(), b"\xff"]),
+        st.tuples(
+            st.sampled_from([b"x", b"\xff", "ü".encode()]), st.integers(LINE_MAX // 3 - 2, LINE_MAX + 5)
+        ).map(lambda part: part[0] * part[1]),
+    ),
+    max_size=9,
+).map(b"".join)
+
+
+@given(BYTES, CUTS, st.booleans())
+@example(b"a\n" + b"\xff" * (LINE_MAX - 1) + b"\nb\n", [], True)
+@example(b"x" * (LINE_MAX + 1) + b"\nhunter2\n\nend", [3], True)
+@example(b"hunter2\n" + b"x" * (LINE_MAX - 3) + b"hunter2" + b"x" * 9 + b"\n" * 3, [LINE_MAX + 4], True)
+@settings(deadline=None, max_examples=100)
+def test_lines_are_those_of_a_splitter_that_looks_at_each(data: bytes, cuts: list[int], secret: bool) -> None:
+    mask = Mask(SECRETS if secret else ())
+    fast, plain = LineSplitter(mask), lines_before.LineSplitter(mask)
+    for piece in pieces(data, cuts):
+        assert listed(fast.feed(piece)) == plain.feed(piece)
+    assert listed(fast.flush()) == plain.flush()
 
 
 # ── masking ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,7 +133,7 @@ def test_encoded_size_is_what_json_takes(text: str) -> None:
 def test_a_capture_keeps_head_and_tail_within_its_limit(batches: list[list[str]], limit: int) -> None:
     capture = Capture(limit=limit, tail=limit // 4)
     for batch in batches:
-        capture.add(batch)
+        capture.add("\n".join(batch))
     whole = "\n".join(line for batch in batches for line in batch)
     truncated = capture.truncated
     text = capture.text()

@@ -59,7 +59,7 @@ def test_a_new_link_begins_behind_the_last_noted_line() -> None:
 
 def test_a_full_window_waits_for_a_note_and_others_take_their_turn() -> None:
     held = linked("a", "b")
-    held.handle(h.LinesKept("a", 10_000), 1)
+    held.handle(h.LinesKept("a", 2 * LOG_WINDOW_LINES), 1)
     held.handle(h.LinesKept("b", 1), 1)
     held.handle(h.LinesSent("a", LOG_WINDOW_LINES, 1), 1)
     assert held.sendable("b") == Sendable("b", 1)

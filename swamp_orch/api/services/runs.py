@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from swamp_orch.api.services.approvals import pending_approvals
+from swamp_orch.api.services.logs import read_log
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.workflows import Workflows
 from swamp_orch.engine.approvals import approval_of
@@ -174,24 +175,33 @@ class RunService:
 
     def _logs(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         run = self._run(parameters["runId"])
-        lines = self._lines(run.model_id)
-        return {"runId": run.model_id, "lines": _tail(lines, parameters), "lineCount": len(lines)}
+        lines, count = self._lines(run.model_id, parameters.get("tail"))
+        return {"runId": run.model_id, "lines": lines, "lineCount": count}
 
-    def _lines(self, run_id: str) -> list[dict[str, Any]]:
-        """What a run's steps printed, and behind that what the runs below them did, as lines of the step they hang below."""
+    def _lines(self, run_id: str, tail: int | None) -> tuple[list[dict[str, Any]], int]:
+        """What a run's steps printed, and behind that what the runs below them did, as lines of the step they hang below; the last
+        `tail` of them, and how many there are."""
         found: list[tuple[int, list[dict[str, Any]]]] = []
+        count = 0
         for record in self._of_run(run_id, "log"):
             place = {"job": record.owner.job, "step": record.owner.step}
-            text = self._text(record)
-            found.append((record.created_ms, [{**place, "line": line} for line in text.splitlines()]))
+            log = read_log(self._store, record, tail)
+            found.append((record.created_ms, [{**place, "line": line} for line in log.lines]))
+            count += log.count
         for step in self._steps(run_id):
             ended_ms = from_iso(step["endedAt"]) if "endedAt" in step else LATEST_MS
             for child in step.get("children", ()):
-                found.append((ended_ms, self._lines_below(step, child)))
-        return [line for _, lines in sorted(found, key=lambda one: one[0]) for line in lines]
+                below, more = self._lines_below(step, child, tail)
+                found.append((ended_ms, below))
+                count += more
+        return _tail(
+            [line for _, lines in sorted(found, key=lambda one: one[0]) for line in lines], tail
+        ), count
 
-    def _lines_below(self, step: Mapping[str, Any], child: Mapping[str, Any]) -> list[dict[str, Any]]:
-        below = self._lines(child["runId"])
+    def _lines_below(
+        self, step: Mapping[str, Any], child: Mapping[str, Any], tail: int | None
+    ) -> tuple[list[dict[str, Any]], int]:
+        below, count = self._lines(child["runId"], tail)
         one_job = len({row["job"] for row in below}) == 1
         found = []
         for row in below:
@@ -199,7 +209,7 @@ class RunService:
             if child["kind"] == "method":
                 label = f"{child['name']}.{row['step']}"
             found.append({"job": step["job"], "step": step["step"], "line": f"{label} │ {row['line']}"})
-        return found
+        return found, count
 
     def _doctor(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """What is past its deadline or has nobody behind it. `fix` ends runs whose owner is dead; a starting orchestrator
@@ -356,10 +366,13 @@ class RunService:
     def _output_logs(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         step = self._execution(parameters["id"])
         lines: list[str] = []
+        count, tail = 0, parameters.get("tail")
         for record in self._of_run(step["runId"], "log"):
             if record.owner.dispatch == step["dispatchId"]:
-                lines += self._text(record).splitlines()
-        return {"id": step["dispatchId"], "lines": _tail(lines, parameters), "lineCount": len(lines)}
+                log = read_log(self._store, record, tail)
+                lines += log.lines
+                count += log.count
+        return {"id": step["dispatchId"], "lines": _tail(lines, tail), "lineCount": count}
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
     def _read(self, record: Record) -> dict[str, Any]:
@@ -368,13 +381,8 @@ class RunService:
         )
         return found
 
-    def _text(self, record: Record) -> str:
-        data = record.content if record.content is not None else self._store.read(record)
-        return data.decode("utf-8", "replace")
 
-
-def _tail(lines: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
-    tail = parameters.get("tail")
+def _tail(lines: list[Any], tail: int | None) -> list[Any]:
     return lines if tail is None else lines[-tail:] if tail else []
 
 

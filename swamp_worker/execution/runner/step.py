@@ -21,10 +21,11 @@ from typing import Any, Final
 import attrs
 import trio
 
+from swamp_proto.blocks import count_of
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import Broken, LimitExceeded, MalformedMessage, SwampError, Unsupported
-from swamp_proto.limits import CALLS_PER_DISPATCH_MAX, LOG_BATCH_LINES_MAX, RUNNER_FRAME_MAX
-from swamp_proto.messages.dispatch import Dispatch, Finished, LogLine, Outcome, Output, Program, Stream
+from swamp_proto.limits import CALLS_PER_DISPATCH_MAX, LOG_BLOCKS_MAX, RUNNER_FRAME_MAX
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogBlock, Outcome, Output, Program, Stream
 from swamp_proto.redaction import Mask
 from swamp_worker.execution import process
 from swamp_worker.execution.access import Access
@@ -137,20 +138,20 @@ class _Prologue:
     def __init__(self, sink: LogSink, mask: Mask) -> None:
         self._sink = sink
         self._mask = mask
-        self._lines: list[LogLine] = []
+        self._lines: list[LogBlock] = []
         self._came = trio.Event()
         self.sent = 0
 
     def say(self, text: str) -> None:
-        self._lines.append(LogLine(Stream.STDERR, self._mask(text)))
+        self._lines.append(LogBlock(Stream.STDERR, self._mask(text)))
         self._came.set()
 
     async def deliver(self) -> None:
         """What was said and not given to the sink yet. A cancelled write kept nothing."""
         while self._lines:
-            batch = tuple(self._lines[:LOG_BATCH_LINES_MAX])
+            batch = tuple(self._lines[:LOG_BLOCKS_MAX])
             await self._sink.write(self.sent + 1, batch)
-            self.sent += len(batch)
+            self.sent += count_of(batch)
             del self._lines[: len(batch)]
 
     async def follow(self) -> None:
