@@ -15,7 +15,7 @@ Rules
   whose sender knows it; the upload is whole when the offset reaches the length and the digest, if one was said, is right. The record that
   names it says its sha256, and is refused when that is another.
 - Errors are JSON `{"error", "code"}`; codes are `CallCode`s. 401 and `lease_ended` are final; refused connections, 502,
-  503 and 507 are tried again inside the lease.
+  503 and 507 are tried again inside the lease; 408, 429 and 5xx without a code, which are nobody's of ours, a bounded number of times.
 
 It knows no HTTP library and no socket.
 """

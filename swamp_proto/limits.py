@@ -158,6 +158,7 @@ UPLOAD_CHUNK: Final = 64 * MIB  # one PATCH of an upload
 UPLOAD_SYNC: Final = (
     8 * MIB
 )  # of an upload are made safe at once; an orchestrator that dies repeats at most twice as many
+UPLOAD_CACHED_MAX: Final = 64 * MIB  # what is safe of a larger upload leaves the page cache
 UPLOADS_PER_DISPATCH_MAX: Final = 64  # open at the same time
 CALLS_PER_DISPATCH_MAX: Final = 64  # unanswered at the same time
 CALLS_PER_LINK_MAX: Final = CAPACITY_MAX  # unanswered on one link, of all dispatches together
@@ -182,6 +183,13 @@ ENVIRONMENT_INSTALL_S: Final = 600.0  # for one installation
 ENVIRONMENT_OUTPUT_MAX: Final = 256 * KIB  # what an installation may say in a step's log
 REQUIREMENTS_MAX: Final = 1 * MIB  # a requirements.txt
 DATA_CONNECTIONS_MAX: Final = 32  # of one worker to the data plane
+DATA_CONNECT_S: Final = 10.0
+DATA_TAKE_S: Final = (
+    15.0  # without the peer taking a byte: it has ended, and somebody on the way keeps that to himself
+)
+DATA_STRANGE_MAX: Final = (
+    10  # answers of 408, 429 or 5xx that no data plane gives, in a row: then the step hears of it
+)
 DATA_ANSWER_S: Final = 60.0  # for an answer, after the request is sent whole
 DATA_RETRY_S_MIN: Final = 0.2  # full jitter, doubling, up to
 DATA_RETRY_S_MAX: Final = 5.0

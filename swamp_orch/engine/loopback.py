@@ -44,8 +44,8 @@ class LoopbackAccess:
             return await self._desk.write(flight, number, WriteBatch(records))
 
     async def upload(
-        self, dispatch: Dispatch, number: int, file: Path, sha256: str, sent: Sent | None = None
-    ) -> None:
+        self, dispatch: Dispatch, number: int, file: Path, sha256: str = "", sent: Sent | None = None
+    ) -> tuple[str, int]:
         with self._flights.under(dispatch.dispatch, dispatch.fence) as flight:
             length = (await trio.to_thread.run_sync(file.stat)).st_size
             async with await trio.open_file(file, "rb") as source:
@@ -60,6 +60,7 @@ class LoopbackAccess:
                     body=lambda: source.read(BLOCK),
                     heard=sent,
                 )
+            return await self._desk.uploads.found(dispatch.dispatch, number)
 
     async def download(self, dispatch: Dispatch, record: str, into: Path) -> None:
         with self._flights.under(dispatch.dispatch, dispatch.fence) as flight:

@@ -33,7 +33,14 @@ from swamp_orch.store.blobs import sync_folder
 from swamp_orch.store.interface import Content, Store
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import SwampError
-from swamp_proto.limits import DATA_BODY_MAX, INLINE_CONTENT_MAX, MIB, UPLOAD_SYNC, UPLOADS_PER_DISPATCH_MAX
+from swamp_proto.limits import (
+    DATA_BODY_MAX,
+    INLINE_CONTENT_MAX,
+    MIB,
+    UPLOAD_CACHED_MAX,
+    UPLOAD_SYNC,
+    UPLOADS_PER_DISPATCH_MAX,
+)
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.redaction import Mask
 
@@ -123,6 +130,7 @@ class _Upload:
     def sync_until(self, at: int) -> None:
         """The first `at` bytes, which are not all, become safe while more are written."""
         os.fdatasync(self.fd)
+        self._let_go(at)
         self.safe = at
         self.save()
 
@@ -131,6 +139,7 @@ class _Upload:
         if self.written == self.safe and not (self.written == self.length and not self.whole):
             return
         os.fdatasync(self.fd)
+        self._let_go(self.written)
         if self.written < self.length:
             self.safe = self.written
             self.save()
@@ -146,6 +155,12 @@ class _Upload:
         self.safe, self.whole, self.sha256 = self.written, True, found
         self.save()
         self.forget()
+
+    def _let_go(self, at: int) -> None:
+        """What is on disk of a large upload leaves the page cache: what is read all the time is not pushed out by it, and what comes next
+        is written to the same pages again."""
+        if self.length > UPLOAD_CACHED_MAX and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, self.safe, at - self.safe, os.POSIX_FADV_DONTNEED)
 
     def save(self) -> None:
         about = {"length": self.length, "sha256": self.sha256, "safe": self.safe, "whole": self.whole}
@@ -236,6 +251,12 @@ class Uploads:
         """How many bytes are safe; 0 for one that was never begun."""
         upload = await self._find(dispatch, number)
         return 0 if upload is None else upload.safe
+
+    async def found(self, dispatch: str, number: int) -> tuple[str, int]:
+        """The sha256 and size of a whole upload, as its bytes are."""
+        upload = await self._find(dispatch, number)
+        assert upload is not None and upload.whole
+        return upload.sha256, upload.length
 
     async def receive(
         self,

@@ -34,10 +34,10 @@ class Access(Protocol):
         ...
 
     async def upload(
-        self, dispatch: Dispatch, number: int, file: Path, sha256: str, sent: Sent | None = None
-    ) -> None:
-        """The whole of `file`, resumed where it was cut; a write or an output at the end names it by `number`. Raises
-        `CallRefused`, and OSError when the file can not be read.
+        self, dispatch: Dispatch, number: int, file: Path, sha256: str = "", sent: Sent | None = None
+    ) -> tuple[str, int]:
+        """The whole of `file`, resumed where it was cut; a write or an output at the end names it by `number`, with what this returns: the
+        sha256 (computed on the way, when it is not said) and the size. Raises `CallRefused`, and OSError when the file can not be read.
         """
         ...
 

@@ -220,9 +220,9 @@ class Requests:
     ) -> Output:
         access = self._own_access()
         async with self._uploading:
-            sha256, size = await trio.to_thread.run_sync(_prepare, path, mask)
+            known = "" if mask is None else await trio.to_thread.run_sync(_mask_file, path, mask)
             number = self._next()
-            await access.upload(self._dispatch, number, path, sha256)
+            sha256, size = await access.upload(self._dispatch, number, path, known)
         return Output(*words, tags, number, sha256, size, b"")
 
 
@@ -231,27 +231,17 @@ def _weight(output: Output) -> int:
     return len(output.content) + _OVERHEAD + 4 * (len(output.name) + words)
 
 
-def _prepare(path: Path, mask: Mask | None) -> tuple[str, int]:
-    """SHA-256 and size of a file, masked in place where there is something to mask. Blocks."""
-    digest = hashlib.sha256()
-    size = 0
-    if mask is None:
-        with path.open("rb") as file:
-            while chunk := file.read(_READ_SIZE):
-                digest.update(chunk)
-                size += len(chunk)
-        return digest.hexdigest(), size
-    stream = mask.for_stream()
+def _mask_file(path: Path, mask: Mask) -> str:
+    """Mask a file in place; its sha256. Blocks."""
+    digest, stream = hashlib.sha256(), mask.for_stream()
     masked = path.with_name(path.name + ".masked")
     with path.open("rb") as file, masked.open("wb") as into:
         while chunk := file.read(_READ_SIZE):
             piece = stream.feed(chunk)
             digest.update(piece)
-            size += len(piece)
             into.write(piece)
         piece = stream.flush()
         digest.update(piece)
-        size += len(piece)
         into.write(piece)
     masked.replace(path)
-    return digest.hexdigest(), size
+    return digest.hexdigest()

@@ -76,10 +76,10 @@ class RemoteAccess:
         return written
 
     async def upload(
-        self, dispatch: Dispatch, number: int, file: Path, sha256: str, sent: Sent | None = None
-    ) -> None:
+        self, dispatch: Dispatch, number: int, file: Path, sha256: str = "", sent: Sent | None = None
+    ) -> tuple[str, int]:
         path = dataplane.upload_path(dispatch.dispatch, number)
-        await self._plane.upload(dispatch, path, file, sha256, sent)
+        return await self._plane.upload(dispatch, path, file, sha256, sent)
 
     async def download(self, dispatch: Dispatch, record: str, into: Path) -> None:
         await self._plane.download(dispatch, dataplane.record_path(record), into)

@@ -4,9 +4,10 @@ Rules that hold here:
 
 - Every request carries the credential of its dispatch, never the worker's. `StepCalls` is asked before every attempt
   whether the holder has given up: after that nothing leaves.
-- Refused connections, cut ones, silence and the statuses of `RETRIED` are tried again, with full jitter. An answer with any
-  other status is final. Nothing decides on the text of an error.
-- Memory stays flat: bodies stream from disk and to disk in pieces.
+- Refused connections, cut ones, silence and the statuses of `RETRIED` are tried again, with full jitter. So are, a bounded number of times
+  in a row, 408, 429 and 5xx without a code: those are not of our data plane. Any other answer is final. Nothing decides on the text of an
+  error.
+- Memory stays flat: bodies stream from disk (`sender`) and to disk in pieces.
 - An upload goes on behind the last byte that the orchestrator says is safe; a download behind the last byte it wrote, as long
   as the ETag is the same. Both are verified by sha256.
 """
@@ -17,14 +18,14 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 import attrs
 import trio
 
 from swamp_proto import dataplane
 from swamp_proto.capabilities import CallRefused
-from swamp_proto.limits import DATA_RETRY_S_MIN, KIB, UPLOAD_CHUNK, WRITE_BODY_MAX
+from swamp_proto.limits import DATA_RETRY_S_MIN, DATA_STRANGE_MAX, KIB, UPLOAD_CHUNK, WRITE_BODY_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Dispatch
 from swamp_worker.execution.access import Sent
@@ -33,13 +34,14 @@ from swamp_worker.shell.calls import StepCalls
 if TYPE_CHECKING:
     import httpx
 
-    from swamp_worker.shell.exchange import Exchange, FilePart
+    from swamp_worker.shell.exchange import Exchange
 
 DAMAGED_MAX: Final = 3  # downloads that arrived with another digest, before it is given up
 CONFLICTS_MAX: Final = 5  # about the place where an upload goes on, in a row
 SAID_AFTER: Final = 4  # failed attempts in a row, before a person is told
 _KEPT_AT_ONCE: Final = 512 * KIB  # of a download, in memory
 _ERROR_BODY_MAX: Final = 64 * KIB
+_DONE: Final = (200, 201, 204)
 
 T = TypeVar("T")
 
@@ -52,10 +54,34 @@ class Again(Exception):
         self.why = why
 
 
+class Strange(Again):
+    """An answer that tells of trouble and is not the data plane's: somebody on the way gave it, or a defect. Another attempt may better
+    it, but not for ever; then it is `refusal`."""
+
+    def __init__(self, refusal: CallRefused) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
+def untrusted(error: BaseException, url: str) -> CallRefused | None:
+    """What `error` is when it comes of a certificate that is not the right one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return CallRefused(
+                CallCode.INTERNAL,
+                f"{url} is not trusted: {cause.verify_message}. Give its authority with --ca-file, or its own "
+                "fingerprint with --pin-sha256",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 @attrs.frozen
 class Answer:
     """Of a request whose answer is small."""
 
+    status: int
     body: bytes
     offset: str  # its header Upload-Offset
 
@@ -98,50 +124,53 @@ class DataPlane:
         return await self._insist(dispatch, once)
 
     async def upload(
-        self, dispatch: Dispatch, path: str, file: Path, sha256: str, sent: Sent | None = None
-    ) -> None:
-        """The whole of `file`, until the orchestrator has all of it. Raises `CallRefused`, OSError."""
-        from swamp_worker.shell import exchange
+        self, dispatch: Dispatch, path: str, file: Path, sha256: str = "", sent: Sent | None = None
+    ) -> tuple[str, int]:
+        """The whole of `file`, until the orchestrator has all of it; its sha256, which is computed meanwhile when it is not said, and its
+        size. Raises `CallRefused`, OSError.
+        """
+        from swamp_worker.shell import sender
 
         with await trio.to_thread.run_sync(_open, file) as source:
             size = await trio.to_thread.run_sync(_size, source)
-            offset = failed = conflicts = 0
-            while True:
-                length = min(UPLOAD_CHUNK, size - offset)
-                headers = {
-                    dataplane.UPLOAD_OFFSET: str(offset),
-                    dataplane.UPLOAD_LENGTH: str(size),
-                    dataplane.UPLOAD_DIGEST: sha256,
-                    "content-type": "application/octet-stream",
-                    "content-length": str(length),
-                }
-                body = exchange.FilePart(source, offset, length) if length else b""
-                before = offset
-                try:
-                    with self._calls.guard(dispatch.dispatch):
-                        answer = await self._ask(dispatch, "PATCH", path, headers, body)
+            digest = None if sha256 else sender.FileDigest(source, size)
+            about = {dataplane.UPLOAD_LENGTH: str(size), "content-type": "application/octet-stream"}
+            if sha256:
+                about[dataplane.UPLOAD_DIGEST] = sha256
+            offset = conflicts = 0
+            tries = _Tries()
+            async with sender.Sender(self.base, self._tls) as sending:
+                while True:
+                    part = sender.FilePart(source, offset, min(UPLOAD_CHUNK, size - offset), digest)
+                    headers = self._headers(dispatch, about | {dataplane.UPLOAD_OFFSET: str(offset)})
+                    before = offset
+                    try:
+                        with self._calls.guard(dispatch.dispatch):
+                            answer = await sending.send("PATCH", path, headers, part)
+                        self._check(answer.status, answer.body, "PATCH")
                         offset = _offset(answer.offset)
-                    done = offset >= size
-                except (Again, CallRefused) as error:
-                    if isinstance(error, CallRefused):
-                        # The end of a request that was cut may still be on its way to the disk when we ask how far it came.
-                        conflicts += 1
-                        if error.call_code is not CallCode.CONFLICT or conflicts > CONFLICTS_MAX:
-                            raise
-                    failed += 1
-                    await self._pause(dispatch, failed, str(error))
-                    offset = await self._insist(dispatch, partial(self._offset, dispatch, path))
-                    done = offset == size > 0
-                if offset > size:
-                    raise CallRefused(
-                        CallCode.CONFLICT, f"{file.name} has become shorter while it was uploaded"
-                    )
-                if offset > before:
-                    failed = conflicts = 0
-                if sent is not None:
-                    sent(offset, size)
-                if done:
-                    return
+                        done = offset >= size
+                    except (Again, CallRefused) as error:
+                        if isinstance(error, CallRefused):
+                            # The end of a request that was cut may still be on its way to the disk when we ask how far it came.
+                            conflicts += 1
+                            if error.call_code is not CallCode.CONFLICT or conflicts > CONFLICTS_MAX:
+                                raise
+                        tries.count(error)
+                        await self._pause(dispatch, tries.failed, str(error))
+                        offset = await self._insist(dispatch, partial(self._offset, dispatch, path))
+                        done = offset == size > 0
+                    if offset > size:
+                        raise CallRefused(
+                            CallCode.CONFLICT, f"{file.name} has become shorter while it was uploaded"
+                        )
+                    if offset > before:
+                        tries, conflicts = _Tries(), 0
+                    if sent is not None:
+                        sent(offset, size)
+                    if done:
+                        break
+            return sha256 or await trio.to_thread.run_sync(cast(sender.FileDigest, digest).finish), size
 
     async def download(self, dispatch: Dispatch, path: str, into: Path, sha256: str | None = None) -> None:
         """The content behind `path` as a new file. Its digest must be `sha256`, or what the ETag says. Raises
@@ -201,15 +230,18 @@ class DataPlane:
         method: str,
         path: str,
         headers: Mapping[str, str] | None = None,
-        body: "bytes | FilePart" = b"",
+        body: bytes = b"",
     ) -> Answer:
         """One attempt of a request with a small answer. Raises `Again`, `CallRefused`."""
         async with self._exchange(dispatch, method, path, headers or {}, body) as answer:
-            done = answer.status in (200, 201, 204)
-            content = await answer.whole(WRITE_BODY_MAX if done else _ERROR_BODY_MAX)
-            if done:
-                return Answer(content, answer.header(dataplane.UPLOAD_OFFSET))
-            raise _refusal(answer.status, content, self.base, method)
+            content = await answer.whole(WRITE_BODY_MAX if answer.status in _DONE else _ERROR_BODY_MAX)
+            self._check(answer.status, content, method)
+            return Answer(answer.status, content, answer.header(dataplane.UPLOAD_OFFSET))
+
+    def _check(self, status: int, body: bytes, method: str) -> None:
+        """Raises what an answer is that is not wanted."""
+        if status not in _DONE:
+            raise _refusal(status, body, self.base, method)
 
     def _exchange(
         self,
@@ -217,27 +249,30 @@ class DataPlane:
         method: str,
         path: str,
         headers: Mapping[str, str],
-        body: "bytes | FilePart" = b"",
+        body: bytes = b"",
     ) -> "Exchange":
         from swamp_worker.shell.exchange import Exchange, open_client
 
         if self._client is None:
             is_secure = self.base.startswith("https")
             self._client = open_client(self._tls() if is_secure and self._tls else None)
-        sent = {
+        return Exchange(self._client, method, self.base + path, self._headers(dispatch, headers), body)
+
+    @staticmethod
+    def _headers(dispatch: Dispatch, more: Mapping[str, str]) -> dict[str, str]:
+        return {
             "authorization": f"Bearer {dispatch.credential}",
             dataplane.DISPATCH_HEADER: dispatch.dispatch,
             dataplane.FENCE_HEADER: str(dispatch.fence),
-            **headers,
+            **more,
         }
-        return Exchange(self._client, method, self.base + path, sent, body)
 
     # ── again and again ─────────────────────────────────────────────────────────────────────────────────────
     async def _insist(
         self, dispatch: Dispatch, once: Callable[[], Awaitable[T]], transfer: "_Transfer | None" = None
     ) -> T:
         """Attempts until one is answered. What a transfer got meanwhile sets the pause back."""
-        failed = 0
+        tries = _Tries()
         have = -1
         while True:
             try:
@@ -245,9 +280,9 @@ class DataPlane:
                     return await once()
             except Again as again:
                 if transfer is not None and transfer.have > have:
-                    have, failed = transfer.have, 0
-                failed += 1
-                await self._pause(dispatch, failed, again.why)
+                    have, tries = transfer.have, _Tries()
+                tries.count(again)
+                await self._pause(dispatch, tries.failed, again.why)
 
     async def _pause(self, dispatch: Dispatch, failed: int, why: str) -> None:
         """After `failed` attempts in a row."""
@@ -256,6 +291,21 @@ class DataPlane:
         ceiling_s = min(self._calls.pause_s_max, DATA_RETRY_S_MIN * 2.0 ** min(failed - 1, 30))
         with self._calls.guard(dispatch.dispatch):
             await trio.sleep(ceiling_s * self._calls.draw())
+
+
+@attrs.define
+class _Tries:
+    """Attempts in a row that brought nothing."""
+
+    failed: int = 0
+    strange: int = 0
+
+    def count(self, error: Exception) -> None:
+        """One more. Raises `CallRefused` for one that is strange too often."""
+        self.failed += 1
+        self.strange = self.strange + 1 if isinstance(error, Strange) else 0
+        if isinstance(error, Strange) and self.strange >= DATA_STRANGE_MAX:
+            raise error.refusal from None
 
 
 class _Transfer:
@@ -332,7 +382,7 @@ def _offset(text: str) -> int:
     return int(text)
 
 
-def _refusal(status: int, body: bytes, base: str, method: str = "GET") -> CallRefused:
+def _refusal(status: int, body: bytes, base: str, method: str = "GET") -> CallRefused | Strange:
     """What an answer that is not wanted says."""
     code: CallCode | None = None
     message = ""
@@ -345,13 +395,13 @@ def _refusal(status: int, body: bytes, base: str, method: str = "GET") -> CallRe
     if status == 401:
         why = message or "the credential of the step is not valid any more"
         return CallRefused(CallCode.LEASE_ENDED, why)
+    if code is None and (status >= 500 or status in (408, 429)):
+        return Strange(CallRefused(CallCode.INTERNAL, f"the data plane at {base} failed: HTTP {status}"))
     if code is None and method == "HEAD":  # has no body to say it
         code = next((each for each, known in dataplane.STATUS.items() if known == status), None)
         message = f"the data plane answered HTTP {status}"
     if code is not None:
         return CallRefused(code, message)
-    if status >= 500:
-        return CallRefused(CallCode.INTERNAL, f"the data plane at {base} failed: HTTP {status}")
     return CallRefused(
         CallCode.INTERNAL,
         f"{base} answers, but not as the data plane of an orchestrator: HTTP {status}. Check the URL of "

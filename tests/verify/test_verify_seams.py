@@ -1,5 +1,6 @@
 """`swamp worker verify` says which seam is broken: a real executor on a worker with one thing wrong, and the verdicts of a real desk."""
 
+import hashlib
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -87,10 +88,12 @@ class StepAccess:
         return await self._step(dispatch).write(*records, number=number)
 
     async def upload(
-        self, dispatch: Dispatch, number: int, file: Path, sha256: str, sent: Sent | None = None
-    ) -> None:
+        self, dispatch: Dispatch, number: int, file: Path, sha256: str = "", sent: Sent | None = None
+    ) -> tuple[str, int]:
         self._data()
         await self._step(dispatch).upload(file, number=number)
+        data = await trio.Path(file).read_bytes()
+        return hashlib.sha256(data).hexdigest(), len(data)
 
     async def download(self, dispatch: Dispatch, record: str, into: Path) -> None:
         self._data()

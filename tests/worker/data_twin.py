@@ -155,7 +155,8 @@ class DataTwin:
             if not message.get("more_body"):
                 break
         if len(upload.content) == int(headers[dataplane.UPLOAD_LENGTH]):
-            if hashlib.sha256(upload.content).hexdigest() != headers[dataplane.UPLOAD_DIGEST]:
+            found = hashlib.sha256(upload.content).hexdigest()
+            if found != headers.get(dataplane.UPLOAD_DIGEST, found):
                 raise Refusal(CallCode.INVALID, "the digest is another")
             upload.whole = True
         return 204, {dataplane.UPLOAD_OFFSET: str(len(upload.content))}, b""

@@ -65,8 +65,8 @@ class Store:
         raise AssertionError
 
     async def upload(
-        self, dispatch: Dispatch, number: int, file: Path, sha256: str, sent: Sent | None = None
-    ) -> None:
+        self, dispatch: Dispatch, number: int, file: Path, sha256: str = "", sent: Sent | None = None
+    ) -> tuple[str, int]:
         raise AssertionError
 
     async def download(self, dispatch: Dispatch, record: str, into: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -18,10 +19,11 @@ from data_twin import CuttingProxy, DataTwin, data_twin
 from swamp_proto import dataplane
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import UsageError
-from swamp_proto.limits import MIB
+from swamp_proto.limits import DATA_STRANGE_MAX, MIB
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Output
 from swamp_worker.shell import dataplane as dataplane_client
+from swamp_worker.shell import sender
 from swamp_worker.shell.access import RemoteAccess
 from swamp_worker.shell.calls import StepCalls
 from swamp_worker.shell.dataplane import DataPlane
@@ -301,6 +303,78 @@ async def test_an_empty_file_is_a_whole_upload(
     assert twin.uploads[2].whole
 
 
+@pytest.mark.parametrize("way", ["kernel", "pieces"])
+async def test_the_sha256_of_an_upload_is_found_on_its_way_also_when_it_was_cut(
+    way: str,
+    worker: Make,
+    twin: DataTwin,
+    proxy: CuttingProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dataplane_client, "UPLOAD_CHUNK", 2 * MIB)
+    if way == "pieces":
+        monkeypatch.delattr(sender.os, "sendfile")
+    size = 5 * MIB + 1
+    digest = big(tmp_path / "file", size)
+    proxy.up += [MIB, 3 * MIB]
+    found = await worker(proxy.base).access.upload(shell("true"), 4, tmp_path / "file")
+    assert found == (digest, size)
+    assert twin.uploads[4].whole
+    assert hashlib.sha256(twin.uploads[4].content).hexdigest() == digest
+    assert proxy.connections == 3, "a connection is kept for the parts of an upload; HEAD has another"
+
+
+async def test_an_answer_that_comes_early_is_heard_while_nobody_takes_more(
+    worker: Make, tmp_path: Path
+) -> None:
+    """A proxy passes on an answer, or that the orchestrator has ended, and reads no further, and does not close either."""
+    big(tmp_path / "file", 30 * MIB)
+    said = b'{"error": "it is over", "code": "lease_ended"}'
+    ends = [b"", b"HTTP/1.1 410 Gone\r\ncontent-length: %d\r\n\r\n%s" % (len(said), said)]
+
+    async def deaf(stream: trio.SocketStream) -> None:
+        head = await stream.receive_some(64 * 1024)
+        if head.startswith(b"HEAD"):
+            await stream.send_all(b"HTTP/1.1 404 Not Found\r\nswamp: no\r\ncontent-length: 0\r\n\r\n")
+        else:
+            await stream.send_all(ends.pop(0))
+            await stream.send_eof()
+        await trio.sleep_forever()
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, deaf, 0, host="127.0.0.1"))
+            base = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+            with pytest.raises(CallRefused, match="it is over") as refused:
+                await worker(base).access.upload(shell("true"), 1, tmp_path / "file")
+            assert refused.value.call_code is CallCode.LEASE_ENDED
+            assert not ends
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("status", [500, 520, 429])
+async def test_trouble_that_is_not_the_data_planes_is_tried_again_for_a_while(
+    status: int, worker: Make, twin: DataTwin, tmp_path: Path
+) -> None:
+    digest = big(tmp_path / "file", 1000)
+    client = worker(twin.base)
+    twin.statuses += [status] * 3
+    await client.access.upload(shell("true"), 2, tmp_path / "file", digest)
+    assert twin.uploads[2].whole
+    twin.statuses += [status] * 3
+    await client.access.write(shell("x"), 3, (output("a"),))
+    twin.statuses += [status] * DATA_STRANGE_MAX
+    with pytest.raises(CallRefused, match=f"failed: HTTP {status}") as refused:
+        await client.access.write(shell("x"), 4, (output("b"),))
+    assert refused.value.call_code is CallCode.INTERNAL
+    assert not twin.statuses
+    twin.statuses += [status] * 100
+    with pytest.raises(CallRefused, match=f"failed: HTTP {status}"):
+        await client.access.upload(shell("true"), 5, tmp_path / "file", digest)
+    assert len(twin.statuses) >= 100 - 2 * DATA_STRANGE_MAX
+
+
 async def test_an_upload_with_another_digest_is_refused(worker: Make, twin: DataTwin, tmp_path: Path) -> None:
     big(tmp_path / "file", 1000)
     with pytest.raises(CallRefused, match="digest"):
@@ -401,6 +475,7 @@ async def test_tls_is_checked_on_this_connection_too(
     for each in made.cert_chain_pems:
         each.write_to_path(tmp_path / "cert", append=True)
     authority.cert_pem.write_to_path(tmp_path / "ca")
+    big(tmp_path / "file", 2 * MIB)
     pin = hashlib.sha256(ssl.PEM_cert_to_DER_cert((tmp_path / "cert").read_text())).hexdigest()
     good = (
         Address.parse("wss://127.0.0.1", ca_file=tmp_path / "ca"),
@@ -415,15 +490,22 @@ async def test_tls_is_checked_on_this_connection_too(
     with trio.fail_after(60):
         async with data_twin(certfile=tmp_path / "cert", keyfile=tmp_path / "key") as twin:
             for number, address in enumerate(good, 1):
-                await worker(twin.base, address.pinned_context).access.write(
-                    shell("x"), number, (output("a"),)
-                )
+                client = worker(twin.base, address.pinned_context)
+                await client.access.write(shell("x"), number, (output("a"),))
+                await client.access.upload(shell("x"), 10 + number, tmp_path / "file")
+                assert bytes(twin.uploads[10 + number].content) == (tmp_path / "file").read_bytes()
             for address, words in bad:
                 with pytest.raises(CallRefused, match=words):
                     await worker(twin.base, address.pinned_context).access.write(
                         shell("x"), 9, (output("a"),)
                     )
-            assert len(twin.requests) == len(good), "something was sent over a connection that is not trusted"
+                with pytest.raises(CallRefused, match=words):
+                    await worker(twin.base, address.pinned_context).access.upload(
+                        shell("x"), 19, tmp_path / "file"
+                    )
+            assert len(twin.requests) == 2 * len(good), (
+                "something was sent over a connection that is not trusted"
+            )
 
 
 def test_the_base_follows_the_url() -> None:
