@@ -24,17 +24,22 @@ from fleet import Fleet, fleet
 
 SETTLE_S = 1.0
 
-PRINTS = '''from swamp_worker.sdk import Context, Model, method, resource
+PRINTS = '''import attrs
+from swamp_worker.sdk import PlainContext, method, model
 
 
-class Loud(Model, type="@bench/loud"):
-    """Prints."""
+@attrs.frozen
+class Much:
+    line: str
+    size: int
 
+
+@model("bench/loud", version="2026.1.1")
+class Loud:
     @method
-    async def execute(self, context: Context[None], line: str, size: int) -> None:
-        """Print `line` until `size` bytes are printed."""
-        for _ in range(size // (len(line) + 1)):
-            print(line)
+    def execute(self, context: PlainContext[None], much: Much) -> None:
+        for _ in range(much.size // (len(much.line) + 1)):
+            print(much.line)
 '''
 
 
@@ -134,10 +139,10 @@ def prepare(it: Fleet, options: argparse.Namespace, size: int, target: str) -> N
     text = f"{7:0{options.line - 1}}"
     if options.python:
         folder = it.root / "extensions" / "models"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "loud.py").write_text(PRINTS)
         arguments: dict[str, Any] = {"line": text, "size": size}
-        kind = "@bench/loud"
+        kind = "bench/loud"
     else:
         arguments, kind = {"run": f"yes {text} | head -c {size}"}, "command/shell"
     it.session.call("model.create", type=kind, name="noise", arguments={"execute": arguments})

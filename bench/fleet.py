@@ -77,10 +77,10 @@ class Fleet:
         return process
 
     def chain(self, name: str, steps: int, target: str, model: str = "noop", method: str = "execute") -> None:
-        """`steps` no-op steps, one after the other, on one worker."""
+        """`steps` no-op steps, one after the other, on one worker; without `target` on the orchestrator."""
         lines = [f"name: {name}", "jobs:", "  - name: build", "    steps:"]
         for number in range(steps):
-            lines += [f"      - name: s{number}", f"        target: {target}"]
+            lines += [f"      - name: s{number}", *([f"        target: {target}"] if target else [])]
             if number:
                 lines.append(f"        dependsOn: [s{number - 1}]")
             lines.append(
