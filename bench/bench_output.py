@@ -24,7 +24,7 @@ from fleet import Fleet, fleet
 
 SETTLE_S = 1.0
 
-PRINTS = '''import attrs
+PRINTS = """import attrs
 from swamp_worker.sdk import PlainContext, method, model
 
 
@@ -40,7 +40,7 @@ class Loud:
     def execute(self, context: PlainContext[None], much: Much) -> None:
         for _ in range(much.size // (len(much.line) + 1)):
             print(much.line)
-'''
+"""
 
 
 class Memory:

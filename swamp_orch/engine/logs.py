@@ -25,7 +25,7 @@ from swamp_orch.engine.ingress import MaskedLines
 from swamp_orch.store.interface import Content, Store
 from swamp_proto.blocks import without
 from swamp_proto.limits import INLINE_CONTENT_MAX, LOG_NOTED_BYTES, LOG_NOTED_LINES, MIB, STORE_RETRY_S
-from swamp_proto.messages.dispatch import LogBlock
+from swamp_proto.messages.dispatch import LogBlock, Stream
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -50,6 +50,7 @@ class LogSpool:
     _on_disk: int = 0  # bytes of the file that are whole lines
     _hash: "_Hash | None" = attrs.field(factory=sha256)  # of those; None: not known
     _linked: bool = False  # an earlier process made a blob of the file
+    _ended: bool = False  # that lines are missing was said
     _sealed: Content | None = None
     _lock: trio.Lock = attrs.field(factory=trio.Lock)
 
@@ -125,6 +126,19 @@ class LogSpool:
         shutil.copyfile(self.file, copy)
         copy.replace(self.file)
         self._linked = False
+
+    def end(self, last_line: int, lost: int) -> None:
+        """What its holder says at the end: the number of its last line, and how many more it could not keep. What did not come is
+        counted in the log itself. Said again, it is said once."""
+        missing = last_line - self.through - len(self.masked) + lost
+        if missing <= 0 or self._ended or self._sealed is not None:
+            return
+        self._ended = True
+        for done in self.masked.rest():
+            self._keep(done)
+        self._keep(
+            LogBlock(Stream.STDERR, f"swamp: {missing} line{'s are' if missing > 1 else ' is'} missing here")
+        )
 
     async def seal(self, store: Store) -> Content:
         """The whole log as content, ready to commit with the completion. Nothing is taken any more."""

@@ -443,6 +443,7 @@ class StepWork:
 
     async def _outputs(self, order: Order, flight: Flight, finished: Finished) -> tuple[NewRecord, ...]:
         store = self._parts.store
+        flight.spool.end(finished.last_line, finished.lines_lost)
         log = await flight.spool.seal(store)
         contents = flight.contents if finished is flight.finished else None
         if contents is None:

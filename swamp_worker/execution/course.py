@@ -183,8 +183,7 @@ class Course:
             for _ in range(LOUD_YIELDS):
                 await trio.lowlevel.checkpoint()
         elif taken:
-            since_s = trio.current_time() - self._taken_at
-            if since_s < GATHER_S:
+            if trio.current_time() - self._taken_at < GATHER_S and self._child.status is None:
                 await trio.sleep(GATHER_S)
             self._taken_at = trio.current_time()
 

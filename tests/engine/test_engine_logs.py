@@ -76,6 +76,19 @@ async def test_whatever_is_sent_again_each_line_is_there_once(
     )
 
 
+async def test_lines_that_never_came_are_counted_in_the_log(tmp_path: Path) -> None:
+    for last_line, lost, said in [
+        (3, 0, b""),
+        (4, 0, b"swamp: 1 line is missing here\n"),
+        (3, 7, b"swamp: 7 lines are missing here\n"),
+    ]:
+        spool = LogSpool(tmp_path / "log", lambda number, block: None, Ingress().lines())
+        spool.add(1, lines(3, "x"))
+        spool.end(last_line, lost)
+        spool.end(last_line, lost)  # the end was said again: it could not be saved at first
+        assert (await sealed(spool, MemoryStore(lambda: 0))).inline == b"x\n" * 3 + said
+
+
 async def sealed(spool: LogSpool, store: Store) -> Content:
     with trio.fail_after(60):
         return await spool.seal(store)
