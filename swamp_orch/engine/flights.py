@@ -289,7 +289,8 @@ class Flights:
         """Tell the core what happened and carry out what it answers."""
         before_s = self._leases.next_deadline()
         self._perform_all(self._leases.handle(event, trio.current_time(), self._clock_ms()))
-        self._told.unpark_all()
+        if self._told:
+            self._told.unpark_all()
         if self._asking:
             self._end_requests(event)
         after_s = self._leases.next_deadline()

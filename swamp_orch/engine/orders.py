@@ -205,6 +205,7 @@ class _Plain:
     arguments: Mapping[str, Any]
     global_arguments: Mapping[str, Any]
     sensitive: tuple[str, ...]
+    scope: AccessScope | None = None  # where that is the definition's business alone
 
 
 @attrs.frozen
@@ -574,9 +575,9 @@ class Orders:
             return None
         method = self._method(run.id, task.model, task.method)
         definition = method.definition
-        if not _is_plain(definition):
-            return None
         if method.plain is None:
+            if not _is_plain(definition):
+                return None
             method = self._with_plain((run.id, task.model, task.method), method)
             assert method.plain is not None
         state.model, state.model_type, state.method = definition.name, definition.type, method.spec.name
@@ -604,7 +605,7 @@ class Orders:
             method=method.spec.name,
             arguments=values.arguments,
             global_arguments=values.global_arguments,
-            scope=self._access(definition, model_type, method.spec.name, written),
+            scope=values.scope or self._access(definition, model_type, method.spec.name, written),
             program=_program(model_type, method.spec, definition, workflow),
             shell=shell,
             placement=placement,
@@ -693,7 +694,10 @@ class Orders:
             *sensitive_texts(spec.arguments, arguments),
             *sensitive_texts(method.type.global_arguments, shared),
         )
-        found = self._methods[key] = attrs.evolve(method, plain=_Plain(arguments, shared, sensitive))
+        named = any(True for _ in _models_named(method.type, spec.name, definition, ()))
+        scope = None if named else self._access(definition, method.type, spec.name, ())
+        plain = _Plain(arguments, shared, sensitive, scope)
+        found = self._methods[key] = attrs.evolve(method, plain=plain)
         return found
 
     def _inputs(
