@@ -186,7 +186,9 @@ class Forks:
                     channel, out, err = ours[mine]
                     child = adopt(pid, out, err)
                     ours[mine] = [-1] * EACH
-                    made.append(Waiting(child, socket.socket(fileno=channel), from_ns))
+                    made.append(
+                        Waiting(child, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, channel), from_ns)
+                    )
         except (OSError, trio.ClosedResourceError):  # it has ended; its watch may have noticed first
             pass
         finally:
