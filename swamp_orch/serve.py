@@ -378,6 +378,7 @@ class _Daemon:
                 clock_ms=wall_ms,
                 expire_due=TokenService(repository, self._store, application.vaults).expire_due,
             )
+            parts.flights.token_seen_over = desk.look_again
             live = LiveApplication(application, parts.live(desk, self._status))
             gateway = Gateway(
                 live,

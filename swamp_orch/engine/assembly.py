@@ -57,7 +57,10 @@ class Assembled:
     async def reconcile(self) -> None:
         """After a start: what the last process left is brought to where the rules say."""
         await Recovery(self.engine, self.placing, self.reporter).run()
-        await self.desk.uploads.sweep(self.flights.at_work())
+        kept = self.flights.at_work()
+        await self.desk.uploads.sweep(kept)
+        for dispatch in kept - self.flights.at_work():  # it ended while the folders were listed
+            await self.desk.uploads.drop(dispatch)
         self.engine.taken_over.set()
 
     def live(

@@ -20,10 +20,11 @@ from swamp_orch.core.lease_values import CancelKind
 from swamp_orch.core.runplan import StepKey, StepStatus
 from swamp_orch.engine import records
 from swamp_orch.engine.lineage import NESTED_CALL, Child, Parent
+from swamp_orch.store.errors import NO_ROOM
 from swamp_orch.store.interface import Batch
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import NotFound, SwampError
-from swamp_proto.limits import RUN_MODEL_CALLS_MAX
+from swamp_proto.limits import RUN_MODEL_CALLS_MAX, STORE_RETRY_S
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import LogBlock
 
@@ -191,6 +192,8 @@ class ChildRuns:
             raise
         except NotFound as error:
             raise CallRefused(CallCode.NOT_FOUND, error.message) from None
+        except NO_ROOM as error:
+            raise CallRefused(CallCode.UNAVAILABLE, error.message) from None
         except SwampError as error:
             code = CallCode.UNAVAILABLE if error.error_code == "stopping" else CallCode.INVALID
             raise CallRefused(code, error.message) from None
@@ -353,12 +356,20 @@ class NestedWork:
         if order.timeout_s is not None:
             left_s = order.timeout_s - (self._parts.clock_ms() - state.started_ms) / 1000
         try:
-            return await self._parts.children.follow(
-                run,
-                state,
-                hangs.child_id,
-                partial(self._parts.nested_request, run, order, hangs),
-                Watch(self, left_s),
-            )
+            while True:
+                try:
+                    return await self._parts.children.follow(
+                        run,
+                        state,
+                        hangs.child_id,
+                        partial(self._parts.nested_request, run, order, hangs),
+                        Watch(self, left_s),
+                    )
+                except NO_ROOM as error:
+                    run.warn(f"{error.message}; its run starts when there is room", state)
+                    with trio.move_on_after(STORE_RETRY_S):
+                        await self.asked.wait()
+                    if self.cancel_reason:
+                        raise
         finally:
             self.child = None

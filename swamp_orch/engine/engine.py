@@ -263,7 +263,7 @@ class Engine:
     def cancel_soon(self, run_id: str, reason: str) -> None:
         run = self._runs.get(run_id)
         if run is not None:
-            self._nursery.start_soon(run.ask_cancel, reason)
+            self._nursery.start_soon(run.end_soon, reason)
 
     def go_on(self, run: Run) -> None:
         self._nursery.start_soon(self._execute, run)

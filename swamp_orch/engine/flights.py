@@ -50,6 +50,7 @@ from swamp_orch.store.interface import (
     Batch,
     Committed,
     Content,
+    Guard,
     NewRecord,
     OutcomeMark,
     Owner,
@@ -250,6 +251,7 @@ class Flights:
         self.lease_ended: Callable[[str], None] = lambda dispatch: None  # told of every end, at that instant
         self.before_write: Callable[[Flight, str], Awaitable[None]] = _nothing_above
         self.expire_due: Callable[[], object] = lambda: None  # records the end of tokens whose life is over
+        self.token_seen_over: Callable[[], object] = lambda: None  # told when a write finds that one is
         self._sooner = trio.Event()
         self._judged = trio.lowlevel.ParkingLot()
         self._told = trio.lowlevel.ParkingLot()  # something happened to a lease
@@ -468,6 +470,11 @@ class Flights:
         self._resumed.add(flight.dispatch)
         self._resuming.unpark_all()
 
+    def disown(self, lease: Lease, reason: str) -> None:
+        """A lease that was found in the store, of a run that can not go on: it ends, and its holder is told when it comes back."""
+        self._tell(core.LeaseFound(lease))
+        self._tell(core.CancelAsked(lease.dispatch, CancelKind.CANCEL, reason))
+
     async def until_resumed(self, dispatches: Iterable[str]) -> None:
         """Wait until all of these were found. Before that, a verdict on what a worker holds would be wrong."""
         waited = set(dispatches)
@@ -600,35 +607,53 @@ class Flights:
         self._nursery.start_soon(work, *arguments)
 
     async def commit_write(self, flight: Flight, record: str, batch: Batch) -> Committed:
-        """Commit what a dispatch writes, as `Admissions.commit` says; `record` names it for people."""
-        await self._token_lives(flight)
+        """Commit what a dispatch writes, as `Admissions.commit` says; `record` names it for people. In the store's order it is
+        before every revocation of its token."""
         named = flight.ingress.mask(record)
-        await self.before_write(flight, named)
-        return await self._admissions.commit(flight.dispatch, flight.message.fence, named, batch)
+        while True:
+            guards = await self._token_lives(flight)
+            await self.before_write(flight, named)
+            guarded = attrs.evolve(batch, guards=(*batch.guards, *guards))
+            try:
+                return await self._admissions.commit(flight.dispatch, flight.message.fence, named, guarded)
+            except Conflict:
+                if all(self._standing.holds(guard) for guard in guards):
+                    raise  # it was not the token that changed
 
     async def commit_read(self, flight: Flight, batch: Batch) -> Committed:
-        """Commit what is no write, under a lease that the store must find active. Raises `CallRefused` (`lease_ended`)."""
-        await self._token_lives(flight)
-        while (lease := self._leases.admits(flight.dispatch, flight.message.fence)) is not None:
-            done = await self._admissions.commit_read(lease, batch)
+        """Commit what is no write, under a lease that the store must find active, and a token that lives. Raises `CallRefused`
+        (`lease_ended`)."""
+        while True:
+            guards = await self._token_lives(flight)
+            lease = self._leases.admits(flight.dispatch, flight.message.fence)
+            if lease is None:
+                raise lease_ended(flight.dispatch)
+            try:
+                done = await self._admissions.commit_read(
+                    lease, attrs.evolve(batch, guards=(*batch.guards, *guards))
+                )
+            except Conflict:
+                if all(self._standing.holds(guard) for guard in guards):
+                    raise
+                continue
             if done is not None:
                 return done
-        raise lease_ended(flight.dispatch)
 
-    async def _token_lives(self, flight: Flight) -> None:
+    async def _token_lives(self, flight: Flight) -> tuple[Guard, ...]:
         """The leases of a token that is over by the wall clock or in the store end at this instant, whoever else will see that; raises
-        `CallRefused` (`lease_ended`) then. An end that is seen first here is made durable."""
+        `CallRefused` (`lease_ended`) then. An end that is seen first here is made durable. Else, what a batch must be guarded with."""
         name, mint_id = flight.lease.token_name, flight.lease.mint_id
         if not mint_id:
-            return  # the loopback's
+            return ()  # the loopback's
         why = self._standing.over(name, mint_id, self._clock_ms())
         if why is None:
-            return
+            return (self._standing.guard(name),)
         try:
             await trio.to_thread.run_sync(self.expire_due)
         except SwampError as error:  # a full disk makes no token live longer
             self._report.warning("the end of a token could not be recorded", error=str(error))
         self.token_ended(mint_id, why)
+        self.token_seen_over()
         raise lease_ended(flight.dispatch)
 
     # ── workers ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,13 +1,14 @@
 """`Access` of the loopback: what a step that runs in the orchestrator asks, answered by the desk without a wire.
 
 The very same desk, checks and records as for a worker; only the carrying differs: calls are calls, and files are read and written where
-they are.
+they are. What is not possible now (the disk is full) is tried again for as long as the lease lives, as a worker does.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import trio
 
@@ -17,9 +18,12 @@ from swamp_orch.engine.uploads import BLOCK
 from swamp_orch.store.interface import Record, Store
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import Broken
-from swamp_proto.messages.capability import Call, Verb, WriteBatch, Written
+from swamp_proto.limits import STORE_RETRY_S
+from swamp_proto.messages.capability import Call, CallCode, Verb, WriteBatch, Written
 from swamp_proto.messages.dispatch import Dispatch, Output
 from swamp_worker.execution.access import Sent
+
+T = TypeVar("T")
 
 
 class LoopbackAccess:
@@ -33,6 +37,11 @@ class LoopbackAccess:
     async def call(
         self, dispatch: Dispatch, number: int, verb: Verb, arguments: Mapping[str, Any]
     ) -> dict[str, Any]:
+        return await _insist(partial(self._call, dispatch, number, verb, arguments))
+
+    async def _call(
+        self, dispatch: Dispatch, number: int, verb: Verb, arguments: Mapping[str, Any]
+    ) -> dict[str, Any]:
         asked = Call(dispatch.dispatch, dispatch.fence, number, verb, dict(arguments))
         answer = await self._desk.call(asked, None)
         if answer.code is not None:
@@ -40,11 +49,19 @@ class LoopbackAccess:
         return answer.value
 
     async def write(self, dispatch: Dispatch, number: int, records: tuple[Output, ...]) -> Written:
+        return await _insist(partial(self._write, dispatch, number, records))
+
+    async def _write(self, dispatch: Dispatch, number: int, records: tuple[Output, ...]) -> Written:
         with self._flights.under(dispatch.dispatch, dispatch.fence) as flight:
             return await self._desk.write(flight, number, WriteBatch(records))
 
     async def upload(
         self, dispatch: Dispatch, number: int, file: Path, sha256: str = "", sent: Sent | None = None
+    ) -> tuple[str, int]:
+        return await _insist(partial(self._upload, dispatch, number, file, sha256, sent))
+
+    async def _upload(
+        self, dispatch: Dispatch, number: int, file: Path, sha256: str, sent: Sent | None
     ) -> tuple[str, int]:
         with self._flights.under(dispatch.dispatch, dispatch.fence) as flight:
             length = (await trio.to_thread.run_sync(file.stat)).st_size
@@ -78,6 +95,17 @@ class LoopbackAccess:
         elif _copy(self._store.open_blob(record.sha256), into) != record.sha256:
             into.unlink()
             raise Broken(f"the blob {record.sha256} is damaged", hint="restore .swamp/data from a backup")
+
+
+async def _insist(once: Callable[[], Awaitable[T]]) -> T:
+    """What `once` gives, when it is not put off any more. The end of the lease ends it: `CallRefused`."""
+    while True:
+        try:
+            return await once()
+        except CallRefused as refused:
+            if refused.call_code is not CallCode.UNAVAILABLE:
+                raise
+        await trio.sleep(STORE_RETRY_S)
 
 
 def _copy(source: BinaryIO, into: Path) -> str:

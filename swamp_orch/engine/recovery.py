@@ -20,6 +20,7 @@ from swamp_orch.engine.owners import is_alive
 from swamp_orch.engine.placing import Placing
 from swamp_orch.engine.records import run_record
 from swamp_orch.engine.revival import Found, read_found, read_open_runs
+from swamp_orch.engine.runs import Run
 from swamp_orch.store.bookkeeping import iso
 from swamp_orch.store.errors import NO_ROOM
 from swamp_orch.store.interface import Batch, Store
@@ -101,9 +102,9 @@ class Recovery:
 
     # ── going on ────────────────────────────────────────────────────────────────────────────────────────────────────
     async def _take_over(self, found: Found) -> bool:
-        """Whether the run goes on."""
+        """Whether the run goes on. Without room for that to be recorded, it is waited for: no run ends because a disk is full."""
         try:
-            run = await self._engine.revive(found)
+            run = await self._revived(found)
         except SwampError as error:
             self._report.warning(
                 "a run can not go on", run=found.id, workflow=found.record.model_name, reason=str(error)
@@ -119,7 +120,21 @@ class Recovery:
         )
         return True
 
+    async def _revived(self, found: Found) -> Run:
+        told = False
+        while True:
+            try:
+                return await self._engine.revive(found)
+            except NO_ROOM as error:
+                if not told:
+                    self._report.warning("a run waits to go on", run=found.id, reason=str(error))
+                told = True
+                await trio.sleep(STORE_RETRY_S)
+
     async def _fail(self, found: Found, error: str) -> None:
+        for lease in found.leases.values():  # nobody waits for what they would bring
+            if lease.active:
+                self._engine.flights.disown(lease, error)
         ended = {
             **found.attributes,
             "status": "failed",

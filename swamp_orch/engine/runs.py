@@ -126,7 +126,8 @@ class Run:
         self.resumed_ms = 0  # by a person, after it had ended
         self._failed_step: StepKey | None = None
         self._version = 0
-        self._recording = trio.Lock()  # a cancel and the end may come together
+        self._owned = False  # durably: nothing else may be recorded before
+        self._recording = trio.Lock()  # a cancel, the beginning and the end may come together
         self._steps: dict[StepKey, StepState] = {}
         self._work: dict[StepKey, Work] = {}
         # By model and method: the last that ended here, for the run's reports.
@@ -187,14 +188,16 @@ class Run:
     async def begin(self, *also: NewRecord) -> None:
         """Make the run durable, together with `also`; only then may its id be told to anybody."""
         self.started_ms = self._parts.clock_ms()
-        done = await commit(self._parts.store, Batch((self._record(expect=0), *also)))
-        self._version = done.records[0].version
+        async with self._recording:
+            done = await commit(self._parts.store, Batch((self._record(expect=0), *also)))
+            self._version, self._owned = done.records[0].version, True
         self._announce()
 
     async def claim(self) -> None:
         """After `restore`: this process runs it now, durably. Raises Conflict when another one took it."""
-        done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
-        self._version = done.records[0].version
+        async with self._recording:
+            done = await commit(self._parts.store, Batch((self._record(expect=self._version),)))
+            self._version, self._owned = done.records[0].version, True
 
     def _announce(self) -> None:
         workflow = self.request.workflow
@@ -231,10 +234,14 @@ class Run:
         """Durable before it is acknowledged; the steps then end by themselves."""
         await self._cancel(reason or "cancelled", lambda batch: commit(self._parts.store, batch))
 
+    async def end_soon(self, reason: str) -> None:
+        """A cancel that nobody waits for: it is carried through whatever the disk says."""
+        await self._cancel(reason, self.keep)
+
     async def _cancel(self, reason: str, record: Callable[[Batch], Awaitable[Committed]]) -> None:
         async with self._recording:
-            if self.ended_ms or self._cancel_reason:
-                return  # it ended first, or is asked already
+            if self.ended_ms or self._cancel_reason or not self._owned:
+                return  # it ended first, or is asked already, or did not even begin
             done = await record(Batch((self._record(expect=self._version, cancel_reason=reason),)))
             self._version, self._cancel_reason = done.records[0].version, reason
         await self._advance(CancelAsked(reason))

@@ -92,6 +92,7 @@ class _Upload:
     stored: tuple[str, int] | None = None  # sha256 and size of what it became when it was masked
     content: Content | None = None  # once it was taken
     masked: bool = False  # … by something that is masked
+    prepared: bool = False  # its files are there
     fd: int = -1
     hash: Any = None
     written: int = 0  # and hashed
@@ -275,7 +276,7 @@ class Uploads:
         :raises WrongOffset: the safe bytes end elsewhere
         :raises CallRefused: another upload has this number, it is too large, its bytes are wrong, or the disk is full
         """
-        upload = await self._find(dispatch, number) or await self._begin(dispatch, number, length, sha256)
+        upload = await self._find(dispatch, number) or self._begin(dispatch, number, length, sha256)
         if upload.length != length or (upload.sha256 and sha256 and upload.sha256 != sha256):
             raise CallRefused(
                 CallCode.IDEMPOTENCY_CONFLICT, f"upload {number} was begun with another length or sha256"
@@ -284,6 +285,8 @@ class Uploads:
         if upload.holder is not None:
             upload.holder.cancel()
         async with upload.turn:
+            if not upload.prepared:
+                await self._thread(_prepare, upload)
             if offset != upload.safe:
                 raise WrongOffset(upload.safe)
             if upload.whole:
@@ -365,8 +368,13 @@ class Uploads:
                 nursery.start_soon(_Filling(upload, self._thread, progress, nursery).take, take)
                 async with put:
                     await _read(body, put, upload.length - upload.written)
-        except* SwampError as group:
-            raise _single(group) from None
+        except BaseExceptionGroup as group:
+            ended, rest = group.split(SwampError)
+            if ended is None:
+                raise
+            if rest is not None:  # cancelled as well: nobody asks any more how it ended
+                raise rest from None
+            raise _single(ended) from None
         finally:
             with trio.CancelScope(shield=True):
                 await self._thread(upload.sync)
@@ -389,7 +397,7 @@ class Uploads:
                 known = self._open.setdefault(dispatch, {}).setdefault(number, known)
         return known
 
-    async def _begin(self, dispatch: str, number: int, length: int, sha256: str) -> _Upload:
+    def _begin(self, dispatch: str, number: int, length: int, sha256: str) -> _Upload:
         if length > DATA_BODY_MAX:
             raise CallRefused(
                 CallCode.TOO_LARGE, f"an upload of {length} bytes; a record holds up to {DATA_BODY_MAX}"
@@ -400,9 +408,7 @@ class Uploads:
                 CallCode.TOO_LARGE,
                 f"{UPLOADS_PER_DISPATCH_MAX} uploads of one step are open; finish some first",
             )
-        upload = uploads.setdefault(number, _Upload(self._folder / dispatch / str(number), length, sha256))
-        await self._thread(_prepare, upload)
-        return upload
+        return uploads.setdefault(number, _Upload(self._folder / dispatch / str(number), length, sha256))
 
     async def _thread(self, work: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -449,6 +455,7 @@ def _prepare(upload: _Upload) -> None:
     upload.open()
     upload.save()
     sync_folder(folder)
+    upload.prepared = True
 
 
 def _mask_file(source: Path, into: Path, mask: Mask) -> tuple[str, int]:
@@ -480,7 +487,9 @@ def _load(path: Path) -> _Upload | None:
     try:
         about = json.loads(path.with_name(path.name + ".json").read_bytes())
         stored = about["stored"] and (about["stored"][0], about["stored"][1])
-        return _Upload(path, about["length"], about["sha256"], about["safe"], about["whole"], stored)
+        return _Upload(
+            path, about["length"], about["sha256"], about["safe"], about["whole"], stored, prepared=True
+        )
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError):

@@ -1,19 +1,28 @@
 """The token of a step's worker ends: what the step writes and the secrets it asks for are refused at that instant, by the wall clock and
 by the store. The watch that looks once a second is off here, so that nothing but the question itself can have noticed."""
 
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from desk_site import IDS, SCOPE, Site, Step, open_site, output, widened
 
-from swamp_orch.core.tokens import TokenState
+from swamp_orch.core.tokens import TokenState, revoke
 from swamp_orch.gateway.lifetimes import Lifetimes
-from swamp_orch.tokens.records import read_token
+from swamp_orch.store.interface import Batch
+from swamp_orch.tokens.records import read_token, token_record
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.messages.capability import CallCode, Verb
 
 LIFE_S = 600
+
+
+def elsewhere(work: Callable[[], object]) -> None:
+    """In the middle of a task's turn, as another process would."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
 
 
 @pytest.fixture(autouse=True)
@@ -109,4 +118,55 @@ async def test_a_step_of_the_loopback_has_no_token_to_end(site: Site) -> None:
     step = await site.step(None)
     site.clock.ahead_ms = 10_000 * 86_400_000
     await step.write(output(name="written"))
+    assert await ask(step, "secret") == {"value": "the value"}
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["the first write", "a later write"])
+@pytest.mark.parametrize("what", ["write", "delete", "secret", "put_secret"])
+async def test_a_revocation_between_the_look_and_the_commit_comes_first(
+    site: Site, step: Step, what: str, written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store orders them: what was looked at is not what it has any more, so nothing commits."""
+    if written or what == "delete":
+        await step.write(output(name="first"))
+    look = site.parts.flights._standing.over
+
+    def and_then_it_is_revoked(name: str, mint_id: str, now_ms: int) -> object:
+        answer = look(name, mint_id, now_ms)
+        if answer is None:
+            token = read_token(site.store, name)
+            assert token is not None
+            revoked = revoke(token, now_ms)
+            assert revoked is not None
+            elsewhere(lambda: site.store.commit(Batch((token_record(revoked),))))
+        return answer
+
+    monkeypatch.setattr(site.parts.flights._standing, "over", and_then_it_is_revoked)
+    with pytest.raises(CallRefused) as caught:
+        await ask(step, what)
+    assert caught.value.call_code is CallCode.LEASE_ENDED
+    assert site.store.latest(IDS["writer"], "late") is None
+    first = site.store.latest(IDS["writer"], "first")
+    assert first is None or not first.deleted
+    assert [one["verb"] for one in await site.accesses() if one["allowed"] and one["verb"] != "write"] == []
+
+
+async def test_a_renewal_between_the_look_and_the_commit_is_not_heard_of(
+    site: Site, step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, renewals = site.parts.flights._standing.over, [3_700_000, 3_600_000]
+
+    def and_then_it_is_renewed(name: str, mint_id: str, now_ms: int) -> object:
+        answer = look(name, mint_id, now_ms)
+        if renewals:
+            renewal = {"name": name, "durationMs": renewals.pop()}
+            elsewhere(lambda: site.parts.application.call("token.renew", renewal))
+        return answer
+
+    monkeypatch.setattr(site.parts.flights._standing, "over", and_then_it_is_renewed)
+    written = await step.write(output(name="first"))
+    assert (written.records[0].version, renewals) == (1, [])
+    renewals += [3_800_000]
+    assert (await step.write(output(name="second"))).records[0].version == 1
+    renewals += [3_900_000]
     assert await ask(step, "secret") == {"value": "the value"}
