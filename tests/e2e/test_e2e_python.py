@@ -185,6 +185,7 @@ def test_the_same_records_locally_and_on_a_worker(site: Site) -> None:
     assert kept["here"] == kept["there"]
     assert kept["there"]["listing"]["content"] == GREETING + "a\nb\n"
     assert kept["there"]["a"]["content"] == {"name": "a", "port": 1000}
+    site.workers["w"].wait_for("succeeded")
     assert site.workers["w"].said.count("succeeded") == 1
 
 

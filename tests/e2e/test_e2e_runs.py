@@ -259,6 +259,7 @@ def test_a_step_waits_for_a_worker_that_does_not_exist_yet(pool: Site) -> None:
     assert done.code == 0
     assert order(done.events) == [("waiting", "s"), ("started", "s"), ("ended", "s")]
     assert lines(done.events, "s") == [str(late.pid)]
+    pool.orchestrator.wait_for("dispatching step=s workflow=patient")
     told = [line.split(" ", 1)[1] for line in pool.orchestrator.said.splitlines() if "Z " in line]
     at = next(n for n, line in enumerate(told) if line.startswith("worker connected worker=late"))
     assert told[at + 1].startswith("dispatching step=s workflow=patient worker=late"), told[at:]

@@ -348,7 +348,7 @@ def test_nobody_there_is_retried_for_ever_and_without_reconnection_it_is_a_failu
     worker = shared.connect(token, shared.machine("patient"), url="ws://127.0.0.1:9")
     worker.wait_for(r"\(attempt 3\)")
     assert re.search(r"Disconnected: nobody answers at 127\.0\.0\.1:9: .*refused", worker.said)
-    assert "Warning: is the orchestrator running there? start it with: swamp serve" in worker.said
+    worker.wait_for(r"Warning: is the orchestrator running there\? start it with: swamp serve")
     worker.send(signal.SIGINT)
     assert worker.end().code == 0
     once = shared.connect(token, shared.machine("patient"), "--no-reconnect", url="ws://127.0.0.1:9").end()

@@ -157,7 +157,7 @@ SHELL: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "fails": ("echo before; exit 7", {}),
     "is-killed": ("echo before; kill -SEGV $$", {}),
     "is-allowed-to-fail": ("exit 3", {"ignoreExitCode": True}),
-    "times-out": ("echo begun; sleep 60", {"timeout": 300}),
+    "times-out": ("echo begun; sleep 60", {"timeout": 3_000}),
     "prints-much": ("i=0; while [ $i -lt 3000 ]; do echo \"$i padding padding padding\"; i=$((i+1)); done; printf 'no end'", {}),
     "prints-long": ("head -c 200000 /dev/zero | tr '\\0' y; echo; printf '\\377\\n'", {}),
     "tells": ('echo "it is $P"; echo ' + REFERENCE + "; exit 4", {"env": {"P": REFERENCE}}),
@@ -204,7 +204,7 @@ def workflow(site: Site, placement: Mapping[str, Any]) -> None:
         made = step(name, "parity", inputs=inputs, allowFailure=True, dependsOn=[last], **placement)
         made["task"]["methodName"] = method
         if method == "hangs":
-            made["timeout"] = "1s"
+            made["timeout"] = "3s"
         if last != "neighbour":
             made["dependsOn"] = [{"step": last, "condition": {"type": "completed"}}]
         steps.append(made)

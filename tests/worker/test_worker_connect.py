@@ -98,19 +98,24 @@ class Process:
         self.process = process
         self.out = b""
         self.err = b""
+        self._heard = {"out": trio.Event(), "err": trio.Event()}
         nursery.start_soon(self._read, "out", process.stdout)
         nursery.start_soon(self._read, "err", process.stderr)
 
     async def _read(self, name: str, stream: Any) -> None:
         async for data in stream:
             setattr(self, name, getattr(self, name) + data)
+        self._heard[name].set()
 
     async def says(self, text: str, where: str = "out") -> None:
         while text.encode() not in getattr(self, where):
-            assert self.process.poll() is None, (self.out, self.err)
+            assert not self._heard[where].is_set(), (self.out, self.err)
             await trio.sleep(0.01)
 
     async def ended(self) -> int:
+        """Its exit code, once everything that it said was read."""
+        for heard in self._heard.values():
+            await heard.wait()
         return await self.process.wait()
 
 
