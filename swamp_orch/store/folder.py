@@ -1,14 +1,21 @@
 """The store's folder on disk: private, on a local file system, with a store file that is whole from its first instant.
 
 Rules: folder 0700, files 0600; a new store is built beside its final name and linked there when complete, so an empty or
-half-made file is never taken for a new store; a file of a newer schema is not opened. Knows nothing of records.
+half-made file is never taken for a new store; a file of a newer schema is not opened.
+
+While a store of this process has its file open, nobody but SQLite opens that file (`entering`). The system drops every lock that a
+process has on a file as soon as the process closes any descriptor of it; without them another process that comes and goes takes
+SQLite's log for abandoned and removes it, and what is committed afterwards is lost. Knows nothing of records.
 """
 
 import contextlib
 import os
 import sqlite3
 import struct
+import threading
 import uuid
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -28,9 +35,41 @@ _HEADER: Final = 100  # bytes of an SQLite file header
 _MAGIC: Final = b"SQLite format 3\0"
 
 
+_entering = threading.Lock()
+_entered: Counter[tuple[int, int]] = Counter()
+"""How many stores of this process have a file open, by device and inode."""
+
+
+class Presence:
+    """One store of this process at its file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._key = _key(file)
+
+    def begin(self) -> None:
+        _entered[self._key] += 1
+
+    def end(self) -> None:
+        """Once, when all of its connections are closed."""
+        with _entering:
+            _entered[self._key] -= 1
+            if not _entered[self._key]:
+                del _entered[self._key]
+
+
+@contextlib.contextmanager
+def entering(folder: Path) -> Iterator[Presence]:
+    """To open the store in `folder`, one at a time: the body connects, and its store is present from then on. Raises as `prepare`."""
+    with _entering:
+        presence = Presence(prepare(folder))
+        yield presence
+        presence.begin()
+
+
 def prepare(folder: Path) -> Path:
-    """The store file in `folder`, made when missing. Raises `StoreReadOnly`, `StoreFull`, `StoreCorrupt`, `StoreTooNew`,
-    `StoreOnNetwork`."""
+    """The store file in `folder`, made when missing; `_entering` is held. Raises `StoreReadOnly`, `StoreFull`, `StoreCorrupt`,
+    `StoreTooNew`, `StoreOnNetwork`."""
     file = folder / FILE_NAME
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -39,10 +78,16 @@ def prepare(folder: Path) -> Path:
         refuse_network(folder)
         if not file.exists():
             _create(file)
-        check_header(file)
+        if _key(file) not in _entered:  # who has it open has looked
+            check_header(file)
     except OSError as error:
         raise translated_os(error, file) from error
     return file
+
+
+def _key(file: Path) -> tuple[int, int]:
+    about = file.stat()
+    return about.st_dev, about.st_ino
 
 
 def check_header(file: Path) -> None:

@@ -23,7 +23,7 @@ import attrs
 
 from swamp_orch.store.blobs import BlobFolder
 from swamp_orch.store.errors import StoreFull, corrupt, translated
-from swamp_orch.store.folder import Ballast, prepare
+from swamp_orch.store.folder import Ballast, Presence, entering
 from swamp_orch.store.interface import (
     Answered,
     Batch,
@@ -71,7 +71,8 @@ def open_store(folder: Path, *, clock: Clock | None = None, thread: bool = True)
     `thread`: group commit on a writer thread, for `swamp serve`; without it commits happen in the calling thread. Raises
     `StoreCorrupt`, `StoreTooNew`, `StoreReadOnly`, `StoreFull`, `StoreOnNetwork`, each with a hint.
     """
-    return SqliteStore(folder, prepare(folder), clock or wall_ms, thread)
+    with entering(folder) as presence:
+        return SqliteStore(folder, presence, clock or wall_ms, thread)
 
 
 @attrs.define
@@ -91,8 +92,9 @@ class _Errand:
 class SqliteStore:
     """`Store` on SQLite. Thread-safe."""
 
-    def __init__(self, folder: Path, file: Path, clock: Clock, thread: bool) -> None:
-        self._file = file
+    def __init__(self, folder: Path, presence: Presence, clock: Clock, thread: bool) -> None:
+        self._presence = presence
+        self._file = file = presence.file
         self._blobs = BlobFolder(folder / BLOBS_NAME)
         self._ballast = Ballast(folder)
         self._relay_s = 0.0
@@ -395,6 +397,7 @@ class SqliteStore:
         with self._lock:
             self._readers.close()
             self._db.close()
+        self._presence.end()
 
     @staticmethod
     def _turn_away(item: _Waiting | _Errand) -> None:

@@ -5,6 +5,8 @@ import os
 import resource
 import sqlite3
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -37,6 +39,8 @@ from swamp_orch.store.schema import BALLAST_NAME, FILE_NAME, SCHEMA_VERSION
 from swamp_orch.store.sqlite import SqliteStore, open_store
 from swamp_proto.errors import Conflict, ExitCode, LocalError, NotFound, SwampError
 from swamp_proto.limits import BALLAST_BYTES, INLINE_CONTENT_MAX
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -112,7 +116,7 @@ def test_two_that_make_the_store_at_once_share_it(folder: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert len({store.epoch for store in stores}) == 1
     assert sorted(s.commit(Batch((new("r"),))).records[0].version for s in stores) == [1, 2, 3, 4, 5, 6]
     for store in stores:
@@ -345,6 +349,42 @@ def test_somebody_writes_for_too_long(opened: Callable[..., SqliteStore], folder
     assert [r.version for r in store.versions("m", "a")] == [1], "reads do not wait for writers"
     other._db.execute("ROLLBACK")
     assert store.commit(Batch((new("a"),))).records[0].version == 2
+
+
+ANOTHER = """
+import sys
+from pathlib import Path
+from swamp_orch.store.interface import Selection
+from swamp_orch.store.sqlite import open_store
+store = open_store(Path(sys.argv[1]), thread=False)
+print(sorted(record.name for record in store.select(Selection())))
+store.close()
+"""
+
+
+def test_a_process_with_two_stores_keeps_its_log_while_others_come_and_go(
+    opened: Callable[..., SqliteStore], folder: Path
+) -> None:
+    """A command that runs steps in its own process has two of one file. Opening the second one dropped the locks of the first;
+    whoever came and went took the log for abandoned and removed it, and everything written afterwards was lost."""
+
+    def another() -> str:
+        command = [sys.executable, "-c", ANOTHER, str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.strip()
+
+    first = opened(thread=False)
+    first.commit(Batch((new("a"),)))
+    second = opened()
+    second.commit(Batch((new("b"),)))
+    assert another() == "['a', 'b']"
+    assert (folder / f"{FILE_NAME}-wal").exists()
+    first.commit(Batch((new("c"),)))
+    second.commit(Batch((new("d"),)))
+    assert another() == "['a', 'b', 'c', 'd']"
+    second.close()
+    first.commit(Batch((new("e"),)))
+    assert another() == "['a', 'b', 'c', 'd', 'e']"
 
 
 def test_what_another_process_did_is_seen(opened: Callable[..., SqliteStore]) -> None:
