@@ -14,7 +14,8 @@ import errno
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,10 +142,14 @@ class _Prologue:
         self._lines: list[LogBlock] = []
         self._came = trio.Event()
         self.sent = 0
+        self.on_first: Callable[[], object] | None = None  # called once, when there is something to follow
 
     def say(self, text: str) -> None:
         self._lines.append(LogBlock(Stream.STDERR, self._mask(text)))
         self._came.set()
+        if self.on_first is not None:
+            on_first, self.on_first = self.on_first, None
+            on_first()
 
     async def deliver(self) -> None:
         """What was said and not given to the sink yet. A cancelled write kept nothing."""
@@ -195,10 +200,11 @@ async def _dependencies(
 ) -> Path | None:
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(prologue.follow)
+            prologue.on_first = partial(nursery.start_soon, prologue.follow)
             try:
                 return await bundles.dependencies(dispatch, root, prologue.say)
             finally:
+                prologue.on_first = None
                 nursery.cancel_scope.cancel()
     except* SwampError as group:
         raise group.exceptions[0] from None
