@@ -215,6 +215,7 @@ PREDICATE_LENGTH_MAX: Final = 16 * KIB
 CEL_RANGE_MAX: Final = 10_000  # of lists.range in an expression
 EVENT_BUFFER_MAX: Final = 10_000  # events of a run kept for clients that attach
 EVENT_BUFFER_BYTES: Final = 8 * MIB  # the same, of their text
+EVENT_BUFFER_ENDED_BYTES: Final = 64 * MIB  # of all runs that have ended, together
 EVENTS_AT_ONCE: Final = 2_000  # told to a client in one go
 CONCURRENT_RUNS_MAX_DEFAULT: Final = 100
 LOG_LEVELS: Final = ("debug", "info", "warn", "error")

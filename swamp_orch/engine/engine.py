@@ -30,7 +30,7 @@ from swamp_orch.engine.runs import SUSPENDED, Run, RunRequest
 from swamp_orch.engine.steps import StepState
 from swamp_orch.store.interface import NewRecord, Store
 from swamp_proto.errors import Conflict, NotFound, OperationFailed
-from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, EVENTS_AT_ONCE
+from swamp_proto.limits import CONCURRENT_RUNS_MAX_DEFAULT, EVENT_BUFFER_ENDED_BYTES, EVENTS_AT_ONCE
 from swamp_worker.execution.interface import Executor
 
 ENDED_RUNS_KEPT: Final = 64  # feeds of ended runs that can still be attached to in full
@@ -285,7 +285,10 @@ class Engine:
                 if child.request.parent is not None and child.request.parent.run == run.id:
                     self.cancel_soon(child.id, "the run that started it has ended")
             self._ended[run.id] = run.feed
-            while len(self._ended) > ENDED_RUNS_KEPT:
+            while len(self._ended) > 1 and (
+                len(self._ended) > ENDED_RUNS_KEPT
+                or sum(feed.size for feed in self._ended.values()) > EVENT_BUFFER_ENDED_BYTES
+            ):
                 self._ended.popitem(last=False)
 
     async def _cancel(self, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class RunFeed:
     def __init__(self, clock_ms: Callable[[], int]) -> None:
         self._clock_ms = clock_ms
         self._kept: deque[_Kept] = deque()
-        self._size = 0
+        self.size = 0  # bytes of what is kept, about
         self._news = trio.Event()
         self.last = 0  # sequence number of the newest event, 0 = none
         self.ended = False
@@ -85,12 +85,12 @@ class RunFeed:
     def _keep(self, count: int, size: int, event: bytes | _Output) -> None:
         self._kept.append(_Kept(self.last + 1, count, size, event))
         self.last += count
-        self._size += size
+        self.size += size
         # Whole blocks go, so that as many as are promised are kept; the newest always is.
         while len(self._kept) > 1 and (
-            self.last - self._kept[1].first + 1 >= EVENT_BUFFER_MAX or self._size > EVENT_BUFFER_BYTES
+            self.last - self._kept[1].first + 1 >= EVENT_BUFFER_MAX or self.size > EVENT_BUFFER_BYTES
         ):
-            self._size -= self._kept.popleft().size
+            self.size -= self._kept.popleft().size
         self._wake()
 
     def end(self) -> None:

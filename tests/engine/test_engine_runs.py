@@ -16,6 +16,7 @@ import trio
 from swamp_orch.api.application import Application, LiveApplication
 from swamp_orch.api.inprocess import InProcessSession
 from swamp_orch.definitions.repository import find, init
+from swamp_orch.engine import engine as engine_module
 from swamp_orch.engine import flights, runs, steps
 from swamp_orch.engine.assembly import assemble
 from swamp_orch.serve import wall_ms
@@ -87,6 +88,23 @@ def test_events_are_numbered_without_gaps_and_say_what_happened(place: Place) ->
     lines = {(event["stream"], event["line"]) for event in place.events if event["kind"] == "step_output"}
     assert lines == {("stdout", "one"), ("stderr", "two")}
     assert place.query('modelName == "say" && specName == "result"', "attributes.stdout") == ["one"]
+
+
+def test_what_is_kept_of_runs_that_have_ended_is_bounded_together(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one's events are there; of one before it the story is made anew from its records, without its output."""
+    monkeypatch.setattr(engine_module, "EVENT_BUFFER_ENDED_BYTES", 10)
+    place.model("say", "echo one")
+    place.workflow("w", job(step("s", "say")))
+    first, last = place.run("w")["runId"], place.run("w")["runId"]
+
+    def told(run_id: str) -> list[str]:
+        return [event["kind"] for event in place.session.stream("run.attach", runId=run_id)]
+
+    assert "step_output" in told(last)
+    assert "step_output" not in told(first)
+    assert told(first)[-1] == "run_ended"
 
 
 def test_a_failed_method_is_tried_again_as_often_as_its_step_says(place: Place) -> None:
