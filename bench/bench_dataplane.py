@@ -7,6 +7,7 @@ Three figures, each beside what it is compared with in the same run (medians of 
 - *artefact*: a step has written a file into `open_file`; from the close until its record is durable in the orchestrator's store (sha256,
   upload, sha256 again, fsync, commit), against `cp` and fsync of an equal file on the same disk. And how much the resident memory of serve
   and worker grew at most meanwhile. Both begin with dirty pages: what the step wrote is written back by nobody before.
+- *back*: another step reads that file (`read_file`), until all of it is a file beside it, verified.
 - *records*: small resources, durable, by one `write_resources`; and one awaited `write_resource` at a time (a tenth as many).
 - *bundle*: a step whose code comes with 5 MiB that cannot be compressed, the first time on a worker against the second, with the bytes that
   passed on the worker's way to the data plane. The worker has run Python before, so that only the code is cold.
@@ -68,6 +69,13 @@ class Unit:
         print(json.dumps(time.perf_counter() - began))
 
     @method
+    async def back(self, context: Context[None]) -> None:
+        began = time.perf_counter()
+        found = await context.read_file("dump")
+        print(json.dumps(time.perf_counter() - began))
+        found.path.unlink()
+
+    @method
     async def many(self, context: Context[None], arguments: Amount) -> None:
         items = [Resources(self.row, f"row-{{n}}", Row(n, "x" * 40)) for n in range(arguments.count)]
         began = time.perf_counter()
@@ -121,13 +129,15 @@ def add_unit(root: Path, name: str, mib: int = 0) -> None:
         (unit / "asset.bin").write_bytes(os.urandom(mib * MIB))
 
 
-def flow(it: Fleet, unit: str, method: str, target: str, count: int | None = None) -> str:
+def flow(it: Fleet, unit: str, method: str, target: str, count: int | None = None, model: str = "") -> str:
+    """A workflow of one step, of a model of its own if none is named."""
     name = f"{unit}-{method}-{target}"
     given = {} if count is None else {"count": count}
-    it.session.call("model.create", type=f"@bench/{unit}", name=name, arguments={method: given})
+    if not model:
+        it.session.call("model.create", type=f"@bench/{unit}", name=name, arguments={method: given})
     text = (
         f"name: {name}\njobs:\n  - name: j\n    steps:\n      - name: s\n        target: {target}\n"
-        f"        task: {{type: model_method, modelIdOrName: {name}, methodName: {method}}}\nversion: 1\n"
+        f"        task: {{type: model_method, modelIdOrName: {model or name}, methodName: {method}}}\nversion: 1\n"
     )
     it.session.call("workflow.create", name=name, text=text)
     return name
@@ -192,6 +202,19 @@ def artefact(it: Fleet, pids: dict[str, int], mib: int, repeat: int) -> dict[str
     return found
 
 
+def read_back(it: Fleet, pids: dict[str, int], mib: int, repeat: int) -> dict[str, float]:
+    """What `artefact` left."""
+    name = flow(it, "plain", "back", "w1", model="plain-big-w1")
+    used = {who: cpu_s(pid) for who, pid in pids.items()}
+    with Memory(**pids) as memory:
+        took = [run(it, name)[0] for _ in range(repeat)]
+    found = {"back_mib_per_s": mib / statistics.median(took)}
+    for who in pids:
+        found[f"back_{who}_cpu_s_per_gib"] = (cpu_s(pids[who]) - used[who]) / repeat / mib * 1024
+        found[f"back_{who}_growth_mib"] = (memory.most[who] - memory.before[who]) / 1024
+    return found
+
+
 def records(it: Fleet, count: int, repeat: int) -> dict[str, float]:
     many = flow(it, "plain", "many", "w1", count)
     single = flow(it, "plain", "single", "w1", count // 10)
@@ -247,6 +270,7 @@ def main() -> None:
         if options.only in (None, "artefact"):
             pids = {"serve": it.processes[0].pid, "worker": worker.pid}
             found |= artefact(it, pids, mib, options.repeat)
+            found |= read_back(it, pids, mib, options.repeat)
     if options.json:
         print(json.dumps(found))
         return

@@ -25,7 +25,7 @@ import trio
 
 from swamp_proto import dataplane
 from swamp_proto.capabilities import CallRefused
-from swamp_proto.limits import DATA_RETRY_S_MIN, DATA_STRANGE_MAX, KIB, UPLOAD_CHUNK, WRITE_BODY_MAX
+from swamp_proto.limits import DATA_RETRY_S_MIN, DATA_STRANGE_MAX, KIB, MIB, UPLOAD_CHUNK, WRITE_BODY_MAX
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Dispatch
 from swamp_worker.execution.access import Sent
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DAMAGED_MAX: Final = 3  # downloads that arrived with another digest, before it is given up
 CONFLICTS_MAX: Final = 5  # about the place where an upload goes on, in a row
 SAID_AFTER: Final = 4  # failed attempts in a row, before a person is told
-_KEPT_AT_ONCE: Final = 512 * KIB  # of a download, in memory
+_KEPT_AT_ONCE: Final = MIB  # of a download, in memory
 _ERROR_BODY_MAX: Final = 64 * KIB
 _DONE: Final = (200, 201, 204)
 
@@ -352,11 +352,11 @@ class _Transfer:
 
     def _write(self, pieces: list[bytes]) -> int:
         assert self._file is not None
-        data = b"".join(pieces)
-        self._digest.update(data)
-        self._file.write(data)
+        for piece in pieces:
+            self._digest.update(piece)
+            self._file.write(piece)
         self._file.flush()
-        return len(data)
+        return sum(map(len, pieces))
 
     def close(self) -> None:
         if self._file is not None:

@@ -13,21 +13,25 @@ Loading it costs 7 MiB, so it is loaded with the first request. It decides nothi
 
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import httpx
+from httpcore import AsyncHTTP11Connection
 
 from swamp_proto import dataplane
 from swamp_proto.capabilities import CallRefused
-from swamp_proto.limits import DATA_ANSWER_S, DATA_CONNECT_S, DATA_CONNECTIONS_MAX, DATA_TAKE_S, MIB
+from swamp_proto.limits import DATA_ANSWER_S, DATA_CONNECT_S, DATA_CONNECTIONS_MAX, DATA_TAKE_S, KIB, MIB
 from swamp_proto.messages.capability import CallCode
 from swamp_worker.shell.dataplane import Again, untrusted
 
+READ_SIZE: Final = 256 * KIB  # at once from a connection: a download costs mostly by the read
 _IDLE_S: Final = 30.0  # a connection nobody needs is closed with the next request after this
 
 
 def open_client(context: ssl.SSLContext | None) -> httpx.AsyncClient:
     """A client without a connection yet. `context` for https."""
+    http11: Any = AsyncHTTP11Connection
+    http11.READ_NUM_BYTES = READ_SIZE
     return httpx.AsyncClient(
         verify=context or False,
         http2=False,
