@@ -397,6 +397,7 @@ class _Daemon:
                 nursery.start_soon(self._note_slots, desk, parts)
                 await parts.reconcile()
                 desk.open()
+                nursery.start_soon(parts.watch_commands)
                 self._announce()
                 gc.collect()
                 gc.freeze()  # what is here now stays: modules, tables, the store

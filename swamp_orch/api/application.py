@@ -104,7 +104,9 @@ class Application:
             return self._handlers[name]
         except KeyError:
             raise UsageError(
-                f"{name} is answered only by a running orchestrator", hint="swamp serve"
+                f"{name} is answered only by a running orchestrator",
+                hint="swamp serve",
+                code="no_orchestrator",
             ) from None
 
     def _service(self, area: str) -> Mapping[str, Handler]:

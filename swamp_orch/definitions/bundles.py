@@ -79,6 +79,16 @@ def find_units(folder: Path) -> list[Unit]:
     return found
 
 
+def linked_units(folder: Path) -> list[str]:
+    """What would be a unit if it were not a symbolic link: a bundle holds files, not ways to others."""
+    return [
+        entry.name
+        for entry in _entries(folder)
+        if entry.is_symlink()
+        and (entry.name.endswith(".py") or (entry.is_dir() and any(Path(entry.path).glob("*.py"))))
+    ]
+
+
 def _below(folder: Path, prefix: str, unit: str) -> Iterator[tuple[str, "os.DirEntry[str]"]]:
     count = 0
     pending = [(folder, prefix)]

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import attrs
 
-from swamp_orch.definitions.bundles import BundleFiles, Unit, find_units, pack
+from swamp_orch.definitions.bundles import BundleFiles, Unit, find_units, linked_units, pack
 from swamp_orch.definitions.describing import Describe, Described, Problem, describe
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.type_checks import type_problems
@@ -40,6 +40,7 @@ FORMAT: Final = (
     f"1 {SWAMP_VERSION} {platform.python_version()}"  # what was kept by another is described again
 )
 SETTLED_NS: Final = 2_000_000_000  # clocks of file systems are this coarse at most
+LINKED: Final = "it is a symbolic link, and links are not followed: put the code itself here"
 AT_ONCE: Final = max(2, os.cpu_count() or 1)
 
 
@@ -153,10 +154,11 @@ class Extensions:
 
     def _look(self, again: bool) -> Catalogue:
         looked_ns = self._wall_ns()
-        units = find_units(self._folder)
-        if not units and self._seen is None:
+        units, linked = find_units(self._folder), linked_units(self._folder)
+        if not units and not linked and self._seen is None:
             return self._catalogue  # the common case costs one look
         seen, failed = self._read_changed(units, looked_ns)
+        failed = {**failed, **{name: f"extensions/models/{name}: {LINKED}" for name in linked}}
         self._describe_missing({one.sha256 for one in seen.values()}, again)
         made_from = (
             tuple((name, one.sha256, self._kept[one.sha256]) for name, one in seen.items()),

@@ -24,7 +24,7 @@ from swamp_orch.engine.loopback import LoopbackAccess
 from swamp_orch.engine.orders import Orders
 from swamp_orch.engine.placing import Placing
 from swamp_orch.engine.readings import Readings
-from swamp_orch.engine.recovery import Recovery
+from swamp_orch.engine.recovery import COMMANDS, Recovery
 from swamp_orch.engine.uploads import Uploads
 from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.trio_store import loop_commits
@@ -56,12 +56,19 @@ class Assembled:
 
     async def reconcile(self) -> None:
         """After a start: what the last process left is brought to where the rules say."""
-        await Recovery(self.engine, self.placing, self.reporter).run()
+        await self._recovery().run()
         kept = self.flights.at_work()
         await self.desk.uploads.sweep(kept)
         for dispatch in kept - self.flights.at_work():  # it ended while the folders were listed
             await self.desk.uploads.drop(dispatch)
         self.engine.taken_over.set()
+
+    async def watch_commands(self) -> None:
+        """For ever: what commands leave that die while this process runs is taken over."""
+        await self._recovery().watch_commands()
+
+    def _recovery(self) -> Recovery:
+        return Recovery(self.engine, self.placing, self.reporter)
 
     def live(
         self, desk: "ControlDesk | None" = None, status: Callable[[], Mapping[str, Any]] | None = None
@@ -196,7 +203,7 @@ async def assemble(
 ) -> AsyncIterator[Assembled]:
     """The engine and its parts, at work until the block is left; nothing they started outlives it."""
     repository, store = application.repository, application.store
-    folder = repository.state / ("loopback" if workers else f"loopback-{os.getpid()}")
+    folder = repository.state / ("loopback" if workers else f"{COMMANDS}{os.getpid()}")
 
     def read_secret(reference: SecretRef) -> str:
         value: str = application.vaults.choose(reference.vault).get(reference.key)

@@ -7,16 +7,19 @@ Rules that hold here:
 2. A run that can not go on ends failed and says why. None stays `running` with nobody behind it.
 3. No worker is connected until it says so.
 
-It runs once, when the listener is open and before anything is granted.
+It runs once, when the listener is open and before anything is granted; and later for what commands leave that had no orchestrator and
+were killed when there was one (`watch_commands`).
 """
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
 
 from swamp_orch.engine.engine import Engine
-from swamp_orch.engine.owners import is_alive
+from swamp_orch.engine.owners import is_alive, started_at
 from swamp_orch.engine.placing import Placing
 from swamp_orch.engine.records import run_record
 from swamp_orch.engine.revival import Found, read_found, read_open_runs
@@ -28,10 +31,13 @@ from swamp_orch.store.trio_store import answer, commit
 from swamp_orch.tokens.records import read_workers, worker_record
 from swamp_proto.errors import Conflict, SwampError
 from swamp_proto.limits import STORE_RETRY_S
+from swamp_worker.execution.keeper import reap_predecessor
 
 if TYPE_CHECKING:
     from swamp_orch.engine.engine import Reporter
 
+COMMANDS: Final = "loopback-"  # and the process id: the folder of a command's own engine
+COMMANDS_LOOK_S: Final = 5.0
 RESUMED_S: Final = 5.0  # for the steps of all runs to take up their executions again
 
 
@@ -63,6 +69,42 @@ class Recovery:
             self._report.warning("not every execution could be resumed", held=len(held))
         for run in self._engine.active_runs():
             self._engine.children.adopt(run)
+
+    async def watch_commands(self) -> None:
+        """For ever: a command that began before this orchestrator runs its run itself. When it is killed, the run is ours."""
+        while True:
+            await trio.sleep(COMMANDS_LOOK_S)
+            try:
+                await self.take_over_commands()
+            except SwampError as error:
+                self._report.warning("runs of dead commands can not be looked for", error=str(error))
+
+    async def take_over_commands(self) -> None:
+        """What dead commands left behind: first their processes end, then their runs go on here."""
+        folders = await trio.to_thread.run_sync(self._left_by_commands)
+        if not folders:
+            return
+        names = {folder.name for folder in folders}
+        for found in await trio.to_thread.run_sync(self._read_runs):
+            owner = found.attributes["owner"]
+            theirs = owner["kind"] == "cli" and f"{COMMANDS}{owner['pid']}" in names
+            if theirs and found.attributes["status"] == "running" and self._engine.live(found.id) is None:
+                await self._take_over(found)
+        for run in self._engine.active_runs():
+            self._engine.children.adopt(run)
+        for folder in folders:
+            await trio.to_thread.run_sync(shutil.rmtree, folder, True)
+
+    def _left_by_commands(self) -> list[Path]:
+        """Folders of commands' own engines whose process is dead, and nothing of it left."""
+        found = []
+        for folder in self._engine.repository.state.glob(f"{COMMANDS}*"):
+            pid = folder.name.removeprefix(COMMANDS)
+            if pid.isdigit() and not started_at(int(pid)):
+                predecessor = reap_predecessor(folder)
+                if predecessor is None or predecessor.reaped:
+                    found.append(folder)
+        return found
 
     async def _forget_links(self) -> None:
         """Workers recorded as connected are not: their links died with the last process."""

@@ -330,3 +330,18 @@ def test_the_start_up_path_imports_nothing_heavy(tmp_path: Path) -> None:
         timeout=60,
     )
     assert ended.stdout.splitlines()[-1] == b"[]"
+
+
+def test_without_an_orchestrator_a_workers_name_is_looked_at_first(swamp: Run) -> None:
+    """Starting one would not help with a name that nobody has; and without one nobody is connected."""
+    assert swamp("repo", "init").code == 0
+    for word in ("drain", "undrain"):
+        ended = swamp("worker", word, "nobody")
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err == "Error: Worker 'nobody' not found.\nHint: swamp worker list --all\n"
+    ended = swamp("worker", "verify")
+    assert ended.code == 1
+    assert ended.err == (
+        "Error: no orchestrator is running, so no worker is connected: nothing was verified\n"
+        "Hint: start one: swamp serve\n"
+    )

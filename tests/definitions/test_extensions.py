@@ -16,7 +16,7 @@ import pytest
 from swamp_orch.definitions.bundles import BundleFiles, find_units, pack
 from swamp_orch.definitions.describing import Described, Problem, read_description
 from swamp_orch.definitions.describing import describe as in_a_process
-from swamp_orch.definitions.extensions import Extensions
+from swamp_orch.definitions.extensions import LINKED, Extensions
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.types import INTERNAL, TypeRegistry, types_of
 from swamp_proto.errors import InvalidDefinition, NotFound
@@ -178,6 +178,28 @@ def test_a_bundle_has_no_caches_hidden_files_or_links(units: Path) -> None:
     (units / "notes/readme.txt").write_text("no unit either")
     (found,) = find_units(units)
     assert (found.name, [file.path for file in found.files]) == ("acme", ["a.py", "w/x.whl"])
+
+
+def test_a_link_among_the_units_is_said(
+    extensions: Extensions, write: Any, units: Path, tmp_path: Path
+) -> None:
+    types = registry(extensions)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("elsewhere/unit.py", "alone.py"):
+        (tmp_path / name).write_text("type @a/linked\n")
+    (units / "folder").symlink_to(tmp_path / "elsewhere")
+    (units / "alone.py").symlink_to(tmp_path / "alone.py")
+    (units / "assets").symlink_to("/etc/ssl")
+    told = [f"extensions/models/{name}: {LINKED}" for name in ("alone.py", "folder")]
+    with pytest.raises(NotFound) as caught:
+        types.get("@a/linked")
+    assert all(text in str(caught.value) for text in told)
+    assert [problem.text for problem in types.problems()] == told
+    write("good.py", "type @a/good\n")
+    assert types.get("@a/good").name == "@a/good"
+    (units / "folder").unlink()
+    (units / "alone.py").unlink()
+    assert types.problems() == ()
 
 
 def test_a_file_that_can_be_executed_stays_so(units: Path, tmp_path: Path, repository: Repository) -> None:

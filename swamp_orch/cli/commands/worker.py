@@ -8,7 +8,7 @@ from swamp_orch.cli import console
 from swamp_orch.cli.durations import lifetime_ms, seconds
 from swamp_orch.cli.groups import Command, argument, command, option
 from swamp_orch.cli.invocation import Invocation
-from swamp_proto.errors import OperationFailed, UsageError
+from swamp_proto.errors import NotFound, OperationFailed, SwampError, UsageError
 
 
 @command(
@@ -188,7 +188,12 @@ def _draining(
     invocation: Invocation, name: str, draining: bool, reason: str | None, when_safe: bool = False
 ) -> None:
     def ask(**how: Any) -> Any:
-        return invocation.call("worker.drain", name=name, draining=draining, reason=reason, **how)
+        try:
+            return invocation.call("worker.drain", name=name, draining=draining, reason=reason, **how)
+        except SwampError as error:
+            if error.error_code == "no_orchestrator":
+                _must_be_known(invocation, name)
+            raise
 
     if when_safe:
         _drain_when_safe(invocation, name, ask(whenSafe=True))
@@ -202,6 +207,12 @@ def _draining(
         )
     else:
         print(f"{console.paint('✓', 'green', invocation.color)} Worker {name} takes work again.")
+
+
+def _must_be_known(invocation: Invocation, name: str) -> None:
+    """An orchestrator would not help with a name that nobody has."""
+    if name not in [one["name"] for one in invocation.call("worker.list", all=True)["workers"]]:
+        raise NotFound(f"Worker '{name}' not found.", hint="swamp worker list --all")
 
 
 @command(
@@ -279,6 +290,16 @@ def verify(invocation: Invocation, name: str | None, labels: tuple[str, ...], wa
             if one["status"] != "disconnected" and wanted.items() <= one["labels"].items()
         ]
         if not names:
+            try:
+                invocation.call("serve.status")
+            except SwampError as error:
+                if error.error_code != "no_orchestrator":
+                    raise
+                raise OperationFailed(
+                    "no orchestrator is running, so no worker is connected: nothing was verified",
+                    hint="start one: swamp serve",
+                    code="no_orchestrator",
+                ) from None
             which = " with these labels" if wanted else ""
             raise OperationFailed(
                 f"no worker{which} is connected: nothing was verified", hint="swamp worker list --all"
