@@ -7,12 +7,14 @@ The process prints `{"folder": …}` or `{"error": …, "hint": …}`, and is ki
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,27 @@ def of(cache: Path, unit: Path) -> Path | None:
     if "error" in answer:
         raise Broken(answer["error"], hint=answer.get("hint"))
     return None if answer["folder"] is None else Path(answer["folder"])
+
+
+@contextlib.contextmanager
+def holding(content: Path | None) -> Iterator[None]:
+    """Inside, an environment that `of` gave is in use, as by a step: nobody takes it away for room. Raises `Broken` when somebody
+    was quicker."""
+    if content is None:
+        yield
+        return
+    gone = Broken("the dependencies were taken away for room before they were used", hint="try again")
+    try:
+        descriptor = os.open(content.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise gone from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not content.is_dir():
+            raise gone
+        yield
+    finally:
+        os.close(descriptor)
 
 
 async def _install(cache: Path, unit: Path) -> dict[str, Any]:

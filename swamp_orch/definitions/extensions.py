@@ -27,6 +27,7 @@ from typing import Any, Final
 import attrs
 
 from swamp_orch.definitions.bundles import BundleFiles, Unit, find_units, linked_units, pack
+from swamp_orch.definitions.dependencies import holding
 from swamp_orch.definitions.describing import Describe, Described, Problem, describe
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.type_checks import type_problems
@@ -260,7 +261,8 @@ class Extensions:
             try:
                 self.bundles.unpack(sha256, Path(folder))
                 dependencies = None if self._dependencies is None else self._dependencies(Path(folder))
-                found = self._describe(Path(folder), dependencies)
+                with holding(dependencies):
+                    found = self._describe(Path(folder), dependencies)
             except SwampError as error:
                 found = Described.failed(
                     f"{error.message} ({error.hint})" if error.hint else error.message, passing=True

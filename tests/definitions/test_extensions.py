@@ -1,5 +1,6 @@
 """Units of `extensions/models/`: bundles, what they declare, and what is wrong with them."""
 
+import fcntl
 import hashlib
 import io
 import os
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 
 from swamp_orch.definitions.bundles import BundleFiles, find_units, pack
+from swamp_orch.definitions.dependencies import holding
 from swamp_orch.definitions.describing import Described, Problem, read_description
 from swamp_orch.definitions.describing import describe as in_a_process
 from swamp_orch.definitions.extensions import LINKED, Extensions
 from swamp_orch.definitions.repository import Repository
 from swamp_orch.definitions.types import INTERNAL, TypeRegistry, types_of
-from swamp_proto.errors import InvalidDefinition, NotFound
+from swamp_proto.errors import Broken, InvalidDefinition, NotFound
 from swamp_proto.limits import BUNDLE_FILE_MAX
 from swamp_worker.models.built_in import BUILT_IN
 from swamp_worker.models.interface import MethodSpec, ModelType, OutputSpec
@@ -567,3 +569,24 @@ def test_a_unit_is_described_with_what_it_depends_on(call: Callable[..., Any], u
     (units / "acme/wheels/swamptest_units-1.0-py3-none-any.whl").write_bytes(b"no wheel")
     with pytest.raises(NotFound, match="the dependencies could not be installed from the wheels shipped"):
         call("model.type_describe", type="@acme/metres")
+
+
+def test_an_environment_is_in_use_while_a_unit_is_described_with_it(tmp_path: Path) -> None:
+    """The lock is the one that who makes room asks for; what is gone already is said, and tried again."""
+    content = tmp_path / "key" / "content"
+    content.mkdir(parents=True)
+    other = os.open(content.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with holding(content), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(other)
+    content.rmdir()
+    for _ in range(2):
+        with pytest.raises(Broken, match="taken away"), holding(content):
+            raise AssertionError("it is not there")
+        if content.parent.exists():
+            content.parent.rmdir()
+    with holding(None):
+        pass
