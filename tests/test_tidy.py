@@ -100,6 +100,15 @@ def test_modules_stay_readable(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MODULE_LINES_MAX
 
 
+def test_no_guard_of_a_test_is_a_bet_on_the_machine() -> None:
+    """What ends a test that hangs leaves a slow and busy machine a minute. What is shorter belongs to what is tested."""
+    guard = re.compile(r"\b(?:fail_after|\.wait|communicate|join)\((?:timeout=)?([0-9.]+)\)")
+    for path in sorted({*(ROOT / "tests").rglob("*.py")} - {*(ROOT / "tests" / "chaos").iterdir()}):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for found in guard.findall(line):
+                assert float(found) >= 60, f"{path.relative_to(ROOT)}:{number} guards with {found} s"
+
+
 def test_no_registry_host_is_named() -> None:
     """The project installs by package name; which index serves them is the machine's business."""
     listed = subprocess.run(

@@ -114,7 +114,7 @@ class Session(FakeSession):
     def stream(self, name, /, **parameters):
         for number, event in enumerate(run_events(middle, markdown=SUMMARY), 1):
             if isinstance(event, str):
-                assert said[event].wait(20), event
+                assert said[event].wait(60), event
             else:
                 yield dict(seq=number, **event)
 
@@ -161,8 +161,8 @@ def _on_a_terminal(
 
     reader = threading.Thread(target=read)
     reader.start()
-    code = process.wait(30)
-    reader.join(10)
+    code = process.wait(60)
+    reader.join(60)
     os.close(leader)
     text = raw.decode().replace("\r\n", "\n")
     terminal = Terminal(columns, rows)

@@ -253,7 +253,7 @@ class _Live(FakeSession):
         events = run_events([], "cancelled", left=0)
         yield {"seq": 1, **events[0]}
         os.kill(os.getpid(), signal.SIGINT)
-        if self._asked.wait(20):
+        if self._asked.wait(60):
             yield {"seq": 2, **events[-1]}
 
 

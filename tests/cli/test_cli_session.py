@@ -123,7 +123,7 @@ def _serving(server: Any) -> Iterator[Any]:
     yield server
     server.shutdown()
     server.server_close()
-    thread.join(10)
+    thread.join(60)
 
 
 def _handler() -> type[_Handler]:
@@ -195,7 +195,7 @@ def test_calls_from_several_threads_do_not_mix(pair: Pair) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert wrong == []
 
 

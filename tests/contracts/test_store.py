@@ -277,7 +277,7 @@ def test_threads_make_versions_without_gaps(store: Store) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert sorted(seen) == list(range(1, 201))
 
 

@@ -306,7 +306,7 @@ def test_machines_racing_for_one_place(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         admitted = [answer for answer in answers if isinstance(answer, Admit)]
         assert len(answers) == 8
         assert len(admitted) == 3

@@ -214,7 +214,7 @@ def test_listing_for_a_check_writes_nothing(repository: Repository) -> None:
 
 def _first_use(root: str, start: Any, answers: Any) -> None:
     models = Models(find(Path(root)), built_in())
-    start.wait(10)
+    start.wait(60)
     answers.put(models.find("m").id)
 
 
@@ -238,7 +238,7 @@ def test_processes_that_need_a_missing_id_at_once_agree_on_it(repository: Reposi
         process.start()
     found = {answers.get(timeout=60) for _ in processes}
     for process in processes:
-        process.join(5)
+        process.join(60)
     assert len(found) == 1
 
 

@@ -120,7 +120,7 @@ def test_of_two_creators_exactly_one_wins(tmp_path: Path) -> None:
     start = threading.Barrier(8)
 
     def create(number: int) -> None:
-        start.wait(5)
+        start.wait(60)
         try:
             write_atomically(path, f"n: {number}\n", new=True)
             results.append(str(number))
@@ -131,7 +131,7 @@ def test_of_two_creators_exactly_one_wins(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     winners = [item for item in results if item != "refused"]
     assert len(results) == 8
     assert len(winners) == 1

@@ -450,7 +450,7 @@ def test_who_wants_a_type_that_did_not_change_does_not_wait_while_another_is_des
     def describe(folder: Path, dependencies: Path | None) -> Described:
         if (folder / "slow.py").exists():
             slow.set()
-            assert go_on.wait(20)
+            assert go_on.wait(60)
         return twin(folder, dependencies)
 
     types = registry(Extensions(repository, BUILT_IN, describe=describe, wall_ns=later))
@@ -460,7 +460,7 @@ def test_who_wants_a_type_that_did_not_change_does_not_wait_while_another_is_des
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(types.get, "@a/slow")
         try:
-            assert slow.wait(20)
+            assert slow.wait(60)
             assert types.get("@a/quick") == found
             assert not answer.done()
         finally:

@@ -278,7 +278,7 @@ async def test_a_slow_call_does_not_hold_up_the_link(site: Site, monkeypatch: py
 
     gate = threading.Event()
     monkeypatch.setattr(
-        site.parts.desk._readings, "definition", lambda *_: gate.wait(10) and {"definition": {}}
+        site.parts.desk._readings, "definition", lambda *_: gate.wait(60) and {"definition": {}}
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(step.call, Verb.DEFINITION)

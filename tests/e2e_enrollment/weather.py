@@ -53,7 +53,7 @@ class Weather:
         self._listener.close()
         self.open.set()
         self.cut()
-        self._accepting.join(5)
+        self._accepting.join(60)
 
     def _accept(self) -> None:
         while True:

@@ -103,7 +103,7 @@ class Spawner:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
         self._process.stdout.close()
         os.close(self.acks)
         os.close(self._write_end)
