@@ -133,11 +133,12 @@ async def commit(store: Store, batch: Batch) -> Committed:
 
 async def answer(future: "Future[Committed]") -> Committed:
     """The answer of a submitted batch. Submit several first to have them in one group commit."""
+    wait = _Wait(_wakeups())
+    future.add_done_callback(wait.future_done)
+    # Looked at after that: what was answered before was told to a task that did not wait yet, and is told once.
     if future.done():
         await trio.lowlevel.cancel_shielded_checkpoint()
     else:
-        wait = _Wait(_wakeups())
-        future.add_done_callback(wait.future_done)
         await wait.sleep()
     return future.result()
 

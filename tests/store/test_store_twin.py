@@ -1,6 +1,7 @@
 """The twin's own ability: to be crashed. And the one wake-up of a group commit."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import trio
 import trio.testing
 
 from swamp_orch.store import trio_store
-from swamp_orch.store.interface import Batch, NewRecord, json_content
+from swamp_orch.store.interface import Batch, Committed, NewRecord, json_content
 from swamp_orch.store.memory import MemoryStore
 from swamp_orch.store.sqlite import open_store
 from swamp_orch.store.trio_store import answer
@@ -127,3 +128,17 @@ async def test_the_loop_may_end_before_the_answer(tmp_path: Path) -> None:
         done = await answer(store.submit(batch("a")))
     assert done.records[0].version == 21
     store.close()
+
+
+class JustNow(Future[Committed]):
+    """Answered in the instant between the look whether it is and the request to be told."""
+
+    def add_done_callback(self, fn: Callable[[Future[Committed]], object]) -> None:
+        self.set_result(Committed())
+        super().add_done_callback(fn)
+
+
+async def test_an_answer_that_comes_before_its_task_waits_is_not_lost() -> None:
+    """Runs stayed open for ever by it: a machine that is busy enough found that instant."""
+    with trio.fail_after(60):
+        assert (await answer(JustNow())).records == ()
