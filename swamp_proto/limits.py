@@ -168,6 +168,8 @@ CALL_VALUE_MAX: Final = 3 * MIB  # what one capability call gives
 QUERY_ROWS_MAX: Final = 10_000  # of one query by a step
 RUN_MODEL_CALLS_MAX: Final = 100  # of one dispatch
 FOLLOW_UPS_MAX: Final = 100  # of one dispatch, one after another
+REPORT_S: Final = 60.0  # for the reports after a method together; for one of a run
+REPORT_SHOWN_MAX: Final = 256 * KIB  # of each form of a report, at the end of a run
 RUNNER_FRAME_MAX: Final = 4 * MIB  # one message between executor and runner
 HTTP_BODY_KEPT_MAX: Final = (
     256 * KIB

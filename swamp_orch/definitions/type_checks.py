@@ -31,7 +31,7 @@ def _problems(found: ModelType, files: Collection[str]) -> Iterator[str]:
     if not class_name or path not in files:
         yield f"{found.name}: its entry '{found.entry}' names no class in a file of its unit"
     yield from _schema(found.name, "global arguments", found.global_arguments)
-    if not found.methods:
+    if not found.methods and not any(report.scope == "workflow" for report in found.reports.values()):
         yield f"{found.name} has no methods"
     for method in found.methods.values():
         yield from _schema(found.name, f"the arguments of '{method.name}'", method.arguments)

@@ -6,6 +6,9 @@ its own secrets: those are refused wherever they are asked for.
 
 What counts is what the author wrote: templates of the definition and of the step, never values. A model or a secret whose name is
 computed is not opened by that; only a computed *key* of a vault that is written out opens that vault, since nothing narrower is known.
+
+A report of a run is no step of a model: it sees what the run has left, whatever model that is of, its own earlier versions, and what its
+type declares. It only looks.
 """
 
 from collections.abc import Callable, Iterable
@@ -32,6 +35,8 @@ class AccessScope:
     models: frozenset[str]
     secrets: frozenset[tuple[str, str]] = frozenset()  # (vault, key)
     vaults: frozenset[str] = frozenset()
+    runs: frozenset[str] = frozenset()  # ids; what they left may be read, whatever model it is of
+    only_looks: bool = False  # it may change nothing
 
     def may_read(self, model: str) -> bool:
         return model in self.models
@@ -40,6 +45,19 @@ class AccessScope:
         if is_infrastructure_key(key):
             return False
         return vault in self.vaults or (vault, key) in self.secrets
+
+
+def scope_of_report(model_type: "ModelType", workflow_id: str, runs: Iterable[str]) -> AccessScope:
+    """What a report of a run may see; `runs` are the run and those below it. It has no model: `model_id` is where its earlier versions
+    are."""
+    return AccessScope(
+        model="",
+        model_id=workflow_id,
+        models=model_type.reads,
+        secrets=_declared_secrets(model_type),
+        runs=frozenset(runs),
+        only_looks=True,
+    )
 
 
 def scope_of(
@@ -51,7 +69,7 @@ def scope_of(
     """What a step of that model may see. `templates` are all that were written for it, unevaluated; `name_of` gives the name of a
     model that is written as its id."""
     found = references(templates)
-    secrets = {(vault, key) for vault, _, key in (declared.partition("/") for declared in model_type.secrets)}
+    secrets = set(_declared_secrets(model_type))
     vaults = set()
     for secret in found.secrets:
         if secret.vault is not None and secret.key is not None:
@@ -66,3 +84,8 @@ def scope_of(
         secrets=frozenset(item for item in secrets if not is_infrastructure_key(item[1])),
         vaults=frozenset(vaults),
     )
+
+
+def _declared_secrets(model_type: "ModelType") -> frozenset[tuple[str, str]]:
+    named = (declared.partition("/") for declared in model_type.secrets)
+    return frozenset((vault, key) for vault, _, key in named if not is_infrastructure_key(key))

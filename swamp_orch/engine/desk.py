@@ -26,6 +26,7 @@ import trio
 from swamp_orch.api.services.data import tombstone
 from swamp_orch.engine import writes
 from swamp_orch.engine.access_log import Access, AccessLog
+from swamp_orch.engine.failed_reports import instead_of
 from swamp_orch.engine.flights import Flight, Flights, credential_hash
 from swamp_orch.engine.readings import Readings, told
 from swamp_orch.engine.records import Producer, artifact
@@ -173,6 +174,7 @@ class StepDesk:
         try:
             check_arguments(call.verb, call.arguments)
             if RULE_BY_VERB[call.verb].mutates:
+                _may_change(flight)
                 digest = await self._in_thread(partial(_digest_of, call))
                 return await self._once(
                     flight, call.number, digest, partial(self._change, flight, call, digest)
@@ -296,6 +298,7 @@ class StepDesk:
         with self._counted(flight.dispatch):
             digest = writes.digest_of(batch.records)
             try:
+                _may_change(flight)
                 return await self._once(
                     flight, number, digest, partial(self._write, flight, number, batch, digest)
                 )
@@ -362,8 +365,8 @@ class StepDesk:
         return await self.uploads.take(flight.dispatch, number, said, flight.ingress.mask_of(output))
 
     async def enter_end(self, flight: Flight, finished: Finished) -> tuple[Finished, list[Content]]:
-        """The end of a step with its outputs checked: what is wrong with one is the step's failure, and the others are kept. Raises
-        `CallRefused` (`unavailable`) while the disk is full."""
+        """The end of a step with its outputs checked: what is wrong with one is the step's failure, or that of its report, and the others
+        are kept. Raises `CallRefused` (`unavailable`) while the disk is full."""
         kept: list[Output] = []
         contents: list[Content] = []
         problems: list[str] = []
@@ -375,9 +378,14 @@ class StepDesk:
                 refused = translated(error)
                 if refused.call_code is CallCode.UNAVAILABLE:
                     raise refused from error
+                if output.kind == "report" and output.spec in flight.order.model_type.reports:
+                    instead = instead_of(output, refused.message)
+                    contents += await self.contents(flight, (instead,))
+                    kept.append(instead)
+                    continue
                 problems.append(refused.message)
         if not problems:
-            return finished, contents
+            return attrs.evolve(finished, outputs=tuple(kept)), contents
         told = "; ".join((finished.error, *problems) if finished.error else problems)
         outcome = Outcome.FAILED if finished.outcome is Outcome.SUCCEEDED else finished.outcome
         return attrs.evolve(finished, outcome=outcome, error=told, outputs=tuple(kept)), contents
@@ -516,6 +524,11 @@ def translated(error: SwampError) -> CallRefused:
         case Broken():
             return CallRefused(CallCode.INTERNAL, error.message)
     return CallRefused(CallCode.INVALID, told(error))
+
+
+def _may_change(flight: Flight) -> None:
+    if flight.order.scope.only_looks:
+        raise CallRefused(CallCode.FORBIDDEN, "a report of a run only looks: it can change nothing")
 
 
 def _producer(flight: Flight) -> Producer:

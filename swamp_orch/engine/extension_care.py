@@ -56,7 +56,7 @@ class ExtensionCare:
             self._report.info("collected", bundles=removed)
 
     def _in_use(self) -> frozenset[str]:
-        return self._orders.fixed_bundles() | recorded_bundles(self._store)
+        return self._orders.code.bundles() | recorded_bundles(self._store)
 
 
 def recorded_bundles(store: Store) -> frozenset[str]:

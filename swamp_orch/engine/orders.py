@@ -7,8 +7,7 @@ Rules that hold here:
 3. Secrets are read for one dispatch, when it is made, and are in nothing else: an `Order` holds `Secret`s, not their values.
 4. swamp's own secrets (enrollment tokens) can not be read by any expression.
 5. What an input declared `sensitive` holds is masked in everything the step prints and returns, as secrets are.
-6. A run keeps the code of an extension it started with: a type is fixed when the run first uses it, and every step's record names the
-   bundle, so that the run goes on with the same after a restart.
+6. A run keeps the code of an extension it started with (`run_code`).
 """
 
 import os
@@ -33,7 +32,7 @@ from swamp_orch.definitions.inputs import (
     with_defaults,
 )
 from swamp_orch.definitions.models import Models
-from swamp_orch.definitions.selection import checks_of, reports_of
+from swamp_orch.definitions.selection import Selection, checks_of, reports_of
 from swamp_orch.definitions.types import TypeRegistry
 from swamp_orch.definitions.values import (
     AssertTask,
@@ -53,6 +52,7 @@ from swamp_orch.engine.approvals import ApprovalOrder
 from swamp_orch.engine.children import NestedOrder
 from swamp_orch.engine.lineage import Parent, parent_of
 from swamp_orch.engine.overrides import OutputOverride, overrides_of
+from swamp_orch.engine.run_code import RunCode
 from swamp_orch.expressions.evaluate import evaluate, evaluate_tree
 from swamp_orch.expressions.scope import Scope
 from swamp_orch.expressions.secret import Secret, SecretRef, mask_tree, resolve_tree
@@ -190,7 +190,7 @@ class Order:
 
 
 class TypeNotFixed(Exception):
-    """The run has not used this type yet: `Orders.fix` says which code of it the run keeps. It may take a while, and belongs into a
+    """The run has not used this type yet: `RunCode.fix` says which code of it the run keeps. It may take a while, and belongs into a
     thread."""
 
     def __init__(self, definition: ModelDefinition) -> None:
@@ -253,8 +253,7 @@ class Orders:
         }
         self._methods: dict[tuple[str, str, str], _Method] = {}  # (run, model, method)
         self._lent: dict[tuple[str, str], Lent] = {}  # (run, model)
-        self._fixed: dict[tuple[str, str], ModelType] = {}  # (run, type); extensions only
-        self._recorded: dict[tuple[str, str], str] = {}  # (run, type) -> bundle, of runs that were taken over
+        self.code = RunCode(types, models)
 
     # ── runs ────────────────────────────────────────────────────────────────────────────────────────────────────────
     def workflow_request(self, parameters: Mapping[str, Any], owner: Mapping[str, Any]) -> "RunRequest":
@@ -315,8 +314,7 @@ class Orders:
         definition = self._models.find(parameters["name"])
         model_type = self._models.type_of(definition)
         run_id = str(uuid.uuid4())
-        if model_type.bundle:
-            self._fixed[run_id, model_type.name] = model_type
+        self.code.keep(run_id, model_type)
         method = self._types.method(model_type, parameters["method"])
         given = dict(parameters.get("inputs") or {})
         method_arguments(model_type, method, definition, given, coerce=True)
@@ -371,9 +369,7 @@ class Orders:
         parent.check(f"{definition.name}.{spec.name}")
         given = {"name": definition.name, "method": spec.name, "inputs": inputs}
         request = self.method_request(given, run.request.owner)
-        fixed = self._fixed.pop((request.id, definition.type), None)
-        if fixed is not None:
-            self._fixed[parent.child_id, definition.type] = fixed
+        self.code.move(request.id, definition.type, parent.child_id)
         return _below(request, run, parent, secrets), spec.mutates
 
     def forget(self, run_id: str) -> None:
@@ -382,40 +378,27 @@ class Orders:
             del self._methods[key]
         for lent in [lent for lent in self._lent if lent[0] == run_id]:
             del self._lent[lent]
-        for kept in (self._fixed, self._recorded):
-            for fixed in [fixed for fixed in kept if fixed[0] == run_id]:
-                del kept[fixed]
+        self.code.forget(run_id)
 
     def lend(self, run_id: str, lent: Lent) -> None:
         """A run may use this definition, until it is over."""
         self._lent[run_id, lent.definition.name] = lent
 
-    # ── code ────────────────────────────────────────────────────────────────────────────────────────────────────────
-    def fix(self, run_id: str, definition: ModelDefinition) -> None:
-        """Decide which code of an extension's type the run keeps, and see to it that it is on the disk: what its sources say now, or
-        what the run's records name. Raises SwampError when there is none that can be used. Reads files and may run a process."""
-        name = definition.type
-        bundle = self._recorded.get((run_id, name))
-        found = self._models.type_of(definition) if bundle is None else self._types.of_bundle(name, bundle)
-        self._fixed.setdefault(
-            (run_id, definition.type), found
-        )  # two steps may have asked; the first decides
+    def report_order(self, **parts: Any) -> Order:
+        """A report of a run, with what every execution here is given."""
+        return Order(shell=None, environment=self._environment, read_secret=self._secret, **parts)
 
-    def fixed_bundles(self) -> frozenset[str]:
-        """What the runs of this process keep."""
-        fixed = tuple(self._fixed.values())
-        return frozenset({*tuple(self._recorded.values()), *(found.bundle for found in fixed)})
-
-    def take_recorded(self, run_id: str, type_name: str, bundle: str) -> None:
-        """What a run of a previous process recorded: it goes on with that."""
-        self._recorded[run_id, type_name] = bundle
-        self._fixed.pop((run_id, type_name), None)
+    def reports_of(self, run_id: str, model: str) -> Selection:
+        """What the definition of a model that a run used says of reports: as the run knows it, or, after a restart, as it is now."""
+        known = [found for (run, _, _), found in tuple(self._methods.items()) if run == run_id]
+        found = next((one for one in known if one.definition.name == model), None)
+        try:
+            return self._models.find(model).reports if found is None else found.definition.reports
+        except SwampError:
+            return {}
 
     def _type_of(self, run_id: str, definition: ModelDefinition) -> ModelType:
-        fixed = self._fixed.get((run_id, definition.type))
-        if fixed is not None:
-            return fixed
-        found = self._types.built_in(definition.type)
+        found = self.code.found(run_id, definition.type)
         if found is None:
             raise TypeNotFixed(definition)
         return found

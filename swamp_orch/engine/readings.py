@@ -5,7 +5,7 @@ own bookkeeping is never found: direct questions for it are refused, and queries
 is the newest that no unsuccessful execution left behind; a deleted one is not there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import attrs
@@ -79,8 +79,11 @@ class Readings:
             query = prepare(predicate, select)
         except CelError as error:
             raise CallRefused(CallCode.INVALID, told(error)) from None
-        readable = (Term("modelName", Comparison.EQ, tuple(sorted(scope.models))), *_NOT_OURS)
-        selections = tuple(attrs.evolve(one, terms=(*one.terms, *readable)) for one in query.plan.selections)
+        selections = tuple(
+            attrs.evolve(one, terms=(*one.terms, *readable, *_NOT_OURS))
+            for readable in _readable(scope)
+            for one in query.plan.selections
+        )
         narrowed = attrs.evolve(query, plan=Plan(selections, query.plan.exact))
         most = min(limit or QUERY_ROWS_MAX, QUERY_ROWS_MAX)
         found = run(self._store, narrowed, most)
@@ -103,8 +106,7 @@ class Readings:
 
     def definition(self, scope: AccessScope, model: str | None) -> dict[str, Any]:
         """`{definition}` as its file says it: expressions are not evaluated, so no secret is in it."""
-        if model is not None:
-            self._of(scope, model)
+        self._permit(scope, model)
         try:
             found = self._models.find(scope.model_id if model is None else model)
         except NotFound as error:
@@ -128,8 +130,7 @@ class Readings:
         self, scope: AccessScope, model: str | None, method: str | None, *, without: str
     ) -> dict[str, Any]:
         """`{found, output?}`: the newest execution that has ended, in the shape of `swamp model output get`."""
-        if model is not None:
-            self._of(scope, model)
+        self._permit(scope, model)
         found = self._runs.latest_output(scope.model if model is None else model, method, without=without)
         return {"found": False} if found is None else {"found": True, "output": found}
 
@@ -150,12 +151,25 @@ class Readings:
         """The records of a model, or `CallRefused`."""
         if model is None or model == scope.model:
             return (Term("modelId", Comparison.EQ, (scope.model_id,)),)
-        if not scope.may_read(model):
+        if not scope.may_read(model) and scope.runs:
+            named = Term("modelName", Comparison.EQ, (model,))
+            return (named, Term("workflowRunId", Comparison.EQ, tuple(sorted(scope.runs))), *_NOT_OURS)
+        self._permit(scope, model)
+        return (Term("modelName", Comparison.EQ, (model,)), *_NOT_OURS)
+
+    def _permit(self, scope: AccessScope, model: str | None) -> None:
+        """`CallRefused` for a model that may not be read as a whole."""
+        if model is None or model == scope.model or scope.may_read(model):
+            return
+        if scope.runs:
             raise CallRefused(
                 CallCode.FORBIDDEN,
-                f"this step may not read model {model!r}: neither its definition names it nor its type declares it",
+                f"this report may read what its run left of model {model!r}, and nothing else: its type does not declare it",
             )
-        return (Term("modelName", Comparison.EQ, (model,)), *_NOT_OURS)
+        raise CallRefused(
+            CallCode.FORBIDDEN,
+            f"this step may not read model {model!r}: neither its definition names it nor its type declares it",
+        )
 
     def _found(self, record: Record) -> dict[str, Any]:
         found: dict[str, Any] = {"found": True, "record": described(record)}
@@ -167,7 +181,22 @@ class Readings:
 def may_see(scope: AccessScope, record: Record) -> bool:
     if record.model_type in INFRASTRUCTURE_TYPES or record.owner.type is OwnerType.SYSTEM:
         return False
-    return record.model_id == scope.model_id or scope.may_read(record.model_name)
+    own = record.model_id == scope.model_id or record.owner.run in scope.runs
+    return own or scope.may_read(record.model_name)
+
+
+def _readable(scope: AccessScope) -> Iterator[tuple[Term, ...]]:
+    """What a query may look at, in parts that exclude each other; the largest first."""
+    models = tuple(sorted(scope.models))
+    if not scope.runs:
+        yield (Term("modelName", Comparison.EQ, models),)
+        return
+    foreign = Term("modelId", Comparison.NE, (scope.model_id,))
+    undeclared = tuple(Term("modelName", Comparison.NE, (name,)) for name in models)
+    yield (Term("workflowRunId", Comparison.EQ, tuple(sorted(scope.runs))), foreign, *undeclared)
+    yield (Term("modelId", Comparison.EQ, (scope.model_id,)),)
+    if models:
+        yield (Term("modelName", Comparison.EQ, models), foreign)
 
 
 def described(record: Record) -> dict[str, Any]:

@@ -22,7 +22,15 @@ from swamp_proto.errors import Conflict, NotFound, OperationFailed
 from swamp_proto.limits import BATCH_RECORDS_MAX
 
 RESUMABLE: Final = ("failed", "cancelled")
-_OF_AN_END: Final = ("endedAt", "counts", "durationMs", "error", "failedStep", "cancelReason")
+_OF_AN_END: Final = (
+    "endedAt",
+    "counts",
+    "durationMs",
+    "error",
+    "failedStep",
+    "cancelReason",
+    "reportsCancelReason",
+)
 
 
 def check_resumable(found: Found) -> None:

@@ -34,6 +34,7 @@ class Found:
     expansions: Mapping[tuple[str, str], Mapping[str, Any]]
     leases: Mapping[str, Lease]  # of running steps, by dispatch
     made: Mapping[str, list[dict[str, Any]]]  # records of ended steps, by dispatch
+    reports: Mapping[str, Mapping[str, Any]] = attrs.field(factory=dict)  # of the run, by name
 
     @property
     def id(self) -> str:
@@ -59,20 +60,24 @@ def read_run(store: Store, run_id: str) -> Found | None:
 def read_found(store: Store, record: Record, attributes: Mapping[str, Any]) -> Found:
     steps: dict[StepKey, Mapping[str, Any]] = {}
     expansions: dict[tuple[str, str], Mapping[str, Any]] = {}
+    reports: dict[str, Mapping[str, Any]] = {}
     leases: dict[str, Lease] = {}
     of_run = Selection((Term("modelId", Comparison.EQ, (record.model_id,)),))
     for row in store.select(of_run):
         values = _attributes(store, row)
         if row.spec == "expansion":
             expansions[values["job"], values["template"]] = values["items"]
-        elif row.spec == "step":
-            steps[StepKey(values["job"], values["step"])] = values
+        elif row.spec in ("step", "reporting"):
+            if row.spec == "step":
+                steps[StepKey(values["job"], values["step"])] = values
+            else:
+                reports[values["step"]] = values
             if values["status"] == "running" and "dispatchId" in values:
                 lease = _lease(store, values["dispatchId"])
                 if lease is not None:
                     leases[lease.dispatch] = lease
     made = made_by_dispatch(store, record.model_id)
-    return Found(record, attributes, steps, expansions, leases, made)
+    return Found(record, attributes, steps, expansions, leases, made, reports)
 
 
 def _lease(store: Store, dispatch: str) -> Lease | None:

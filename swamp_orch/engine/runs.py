@@ -40,6 +40,7 @@ from swamp_orch.core.runplan import (
     StepStarted,
     StepStatus,
 )
+from swamp_orch.definitions.inputs import sensitive_texts
 from swamp_orch.definitions.values import Job, ModelDefinition, Step, Workflow
 from swamp_orch.engine import records, run_reports
 from swamp_orch.engine.approvals import ApprovalOrder, ApprovalWork, Decision
@@ -51,6 +52,7 @@ from swamp_orch.engine.orders import Order, Orders, TypeNotFixed
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.revival import Found
 from swamp_orch.engine.steps import StepState, StepWork
+from swamp_orch.engine.workflow_reports import RunReports
 from swamp_orch.expressions.secret import mask_tree
 from swamp_orch.store.bookkeeping import from_iso, iso
 from swamp_orch.store.errors import NO_ROOM
@@ -130,8 +132,7 @@ class Run:
         self._recording = trio.Lock()  # a cancel, the beginning and the end may come together
         self._steps: dict[StepKey, StepState] = {}
         self._work: dict[StepKey, Work] = {}
-        # By model and method: the last that ended here, for the run's reports.
-        self._performed: dict[tuple[str, str], tuple[Order, StepState]] = {}
+        self.performed = run_reports.Performed(request)
         self._expanding = 0
         self.upward: Upward | None = None  # of a child run
         self._declared = {(job.name, step.name): step for job in request.workflow.jobs for step in job.steps}
@@ -147,6 +148,7 @@ class Run:
         self._nursery: trio.Nursery  # steps
         self._watchers: trio.Nursery  # deadlines; ends with the steps
         self._outcome: RunEnded | None = None
+        self.reports = RunReports(parts, orders, self)
         self._cancel_reason = ""
         self._timed_out = False
         self._restored: tuple[Effect, ...] | None = None
@@ -166,15 +168,20 @@ class Run:
             state = self.state(key)
             state.restore(row)
             if state.bundle:
-                self._orders.take_recorded(self.id, state.model_type, state.bundle)
+                self._orders.code.take_recorded(self.id, state.model_type, state.bundle)
             state.records = tuple(found.made.get(state.dispatch, ()))
             if state.status is StepStatus.RUNNING:
                 if state.dispatch in leases:
                     self._found[key] = leases[state.dispatch]
                 else:
                     state.status = StepStatus.WAITING  # it was to be placed again
+        self.reports.restore(found.reports, leases)
+        self.reports.cancel_reason = attributes.get("reportsCancelReason", "")
         statuses = {key: state.status for key, state in self._steps.items()}
         self._untold = [state for state in self._steps.values() if state.status in ENDS]
+        for state in sorted(self._untold, key=lambda one: one.ended_ms):
+            if state.ended_ms > self.resumed_ms:  # else the end before told of it
+                self.performed.ended(state)
         self.plan, self._restored = RunPlan.rebuild(
             self.request.workflow,
             {key: tuple(items) for key, items in expansions.items()},
@@ -240,11 +247,16 @@ class Run:
 
     async def _cancel(self, reason: str, record: Callable[[Batch], Awaitable[Committed]]) -> None:
         async with self._recording:
-            if self.ended_ms or self._cancel_reason or not self._owned:
+            if self.ended_ms or self._cancel_reason or self.reports.cancel_reason or not self._owned:
                 return  # it ended first, or is asked already, or did not even begin
-            done = await record(Batch((self._record(expect=self._version, cancel_reason=reason),)))
-            self._version, self._cancel_reason = done.records[0].version, reason
-        await self._advance(CancelAsked(reason))
+            only_reports = self._outcome is not None
+            if only_reports:
+                self.reports.ask_cancel(reason)
+            about = "" if only_reports else reason
+            done = await record(Batch((self._record(expect=self._version, cancel_reason=about),)))
+            self._version, self._cancel_reason = done.records[0].version, about
+        if not only_reports:
+            await self._advance(CancelAsked(reason))
 
     async def keep(self, batch: Batch, *, large: bool = False) -> Committed:
         """Commit what must be recorded. While there is no room for it, it is tried again; who watches is told once."""
@@ -263,21 +275,25 @@ class Run:
 
     async def _finish(self) -> None:
         await self._parts.children.settle(self)
+        assert self._outcome is not None
+        status, error = self._outcome.status.value, ""
+        if self._timed_out:
+            status, error = RunStatus.FAILED.value, self._cancel_reason
+        elif self._outcome.status is RunStatus.CANCELLED:
+            error = self._cancel_reason
+        elif self._outcome.failed_step is not None:
+            error = self._steps[self._outcome.failed_step].error
+        if self._cancel_reason:
+            self.reports.ask_cancel(self._cancel_reason)
+        await self.reports.make(status, error)
         async with self._recording:
+            self.status, self.error, self._failed_step = status, error, self._outcome.failed_step
             await self._record_end()
 
     async def _record_end(self) -> None:
-        assert self._outcome is not None
         self.ended_ms = self._parts.clock_ms()
-        self.status, self._failed_step = self._outcome.status.value, self._outcome.failed_step
-        if self._timed_out:
-            self.status, self.error = RunStatus.FAILED.value, self._cancel_reason
-        elif self._outcome.status is RunStatus.CANCELLED:
-            self.error = self._cancel_reason
-        elif self._failed_step is not None:
-            self.error = self._steps[self._failed_step].error
         document = self.document()
-        made = list(run_reports.method_records(self, self._performed.values()))
+        made = list(self.performed.records(self))
         report = run_reports.summary_of(self.request, document)
         if report is not None:
             made += run_reports.summary_records(self.request, report)
@@ -285,13 +301,13 @@ class Run:
             await self.keep(Batch(tuple(made[:BATCH_RECORDS_MAX])), large=True)
             made = made[BATCH_RECORDS_MAX:]
         await self.keep(Batch((self._record(expect=self._version), *made)), large=True)
-        if report is not None:
+        for shown in (*await self.reports.made(), *(() if report is None else (report,))):
             self.feed.emit(
                 "report",
-                name=report.name,
-                scope=report.scope.value,
-                markdown=report.markdown,
-                json=dict(report.json),
+                name=shown.name,
+                scope=shown.scope.value,
+                markdown=shown.markdown,
+                json=dict(shown.json),
             )
         ended: dict[str, Any] = {
             "runId": self.id,
@@ -487,10 +503,7 @@ class Run:
             state.status, state.error, state.error_code = StepStatus.FAILED, _told(error), error.error_code
             state.allowed = state.step.allow_failure
             state.ended_ms = self._parts.clock_ms()
-        if isinstance(order, Order):
-            key = (order.model.id, order.method)
-            self._performed.pop(key, None)  # what ends last stands last
-            self._performed[key] = (order, state)
+        self.performed.ended(state)
         if not recorded:
             state.ended_ms = state.ended_ms or self._parts.clock_ms()
             await self.keep(Batch((records.step_record(self.origin(state), state.attributes(self.id)),)))
@@ -594,6 +607,14 @@ class Run:
         )
 
     @property
+    def sensitive(self) -> tuple[str, ...]:
+        """Values to mask in what is made of the whole run."""
+        request = self.request
+        return tuple(
+            dict.fromkeys((*request.sensitive, *sensitive_texts(request.workflow.inputs, request.inputs)))
+        )
+
+    @property
     def depth(self) -> int:
         return 0 if self.request.parent is None else self.request.parent.depth
 
@@ -605,7 +626,7 @@ class Run:
 
     async def _fix(self, state: StepState, definition: ModelDefinition) -> Task | None:
         """The order of the step that first uses a type of an extension: from now on, also after a restart, the run keeps its code."""
-        await trio.to_thread.run_sync(self._orders.fix, self.id, definition)
+        await trio.to_thread.run_sync(self._orders.code.fix, self.id, definition)
         order = self._orders.make(self, state)
         if state.bundle and state.status is StepStatus.WAITING:
             record = records.step_record(self.origin(state), state.attributes(self.id))
@@ -715,6 +736,17 @@ class Run:
             if StepKey(job, name) not in self._steps and (job, name) not in expanded:
                 yield StepState(StepKey(job, name), step)
 
+    def places(self) -> dict[StepKey, tuple[int, int]]:
+        """Where each step stands in its job, and in its fan-out."""
+        items = {key: number for number, key in enumerate(self._items)}
+        return {
+            key: (
+                int(self._paths[key.job, (self._items.get(key) or (state.step,))[0].name][3]),
+                items.get(key, 0),
+            )
+            for key, state in self._steps.items()
+        }
+
     def states(self) -> tuple[StepState, ...]:
         return tuple(self._steps.values())
 
@@ -740,6 +772,8 @@ class Run:
             found["resumedAt"] = iso(self.resumed_ms)
         if self._cancel_reason or cancel_reason:
             found["cancelReason"] = self._cancel_reason or cancel_reason
+        if self.reports.cancel_reason and not self._cancel_reason:
+            found["reportsCancelReason"] = self.reports.cancel_reason
         if self.ended_ms:
             found |= {
                 "endedAt": iso(self.ended_ms),

@@ -23,11 +23,13 @@ from swamp_orch.definitions.values import Step
 from swamp_orch.engine import records
 from swamp_orch.engine.access_log import Access, access_record, secrets_told
 from swamp_orch.engine.approvals import Approval, approval_of
+from swamp_orch.engine.failed_reports import failures
 from swamp_orch.engine.flights import Again, Flight, Gone, Reported
 from swamp_orch.engine.lineage import Child
 from swamp_orch.engine.orders import Order
 from swamp_orch.engine.placing import Slot
 from swamp_orch.engine.records import Producer, artifact
+from swamp_orch.engine.run_reports import Given, given_of
 from swamp_orch.engine.writes import as_blob, written_under
 from swamp_orch.expressions.secret import SecretRef
 from swamp_orch.store.bookkeeping import from_iso, iso
@@ -85,6 +87,7 @@ class StepState:
     records: tuple[dict[str, Any], ...] = ()
     children: dict[str, Child] = attrs.field(factory=dict)  # runs it started, by id, in that order
     approval: Approval | None = None  # of a person, that it waits or waited for
+    given: Given | None = None  # to the execution that ended it, where that is to be summarised
 
     @property
     def shown(self) -> str:
@@ -120,6 +123,7 @@ class StepState:
             ("allowedFailure", self.allowed),
             ("endsBy", "" if self.ends_by_ms is None else iso(self.ends_by_ms)),
             ("children", [child.attributes() for child in self.children.values()]),
+            ("given", self.given.attributes if self.given is not None else None),
         )
         found.update((name, value) for name, value in optional if value)
         if self.approval is not None:
@@ -141,6 +145,7 @@ class StepState:
         self.reason, self.allowed = row.get("reason", ""), row.get("allowedFailure", False)
         if "endsBy" in row:
             self.left, self.ends_by_ms = None, from_iso(row["endsBy"])
+        self.given = given_of(row["given"]) if "given" in row else None
         for child in row.get("children", ()):
             self.children[child["runId"]] = Child(child["runId"], child["kind"], child["name"])
         self.approval = approval_of(row)
@@ -197,6 +202,7 @@ class StepWork:
     """Executes one step until it has ended. `run` is called once; `ask_cancel` may come at any time."""
 
     waits_for_person = False
+    again = "the step is placed again"  # what is said when its execution was lost
 
     def __init__(self, parts: "Parts", run: "Run", state: StepState) -> None:
         self._parts = parts
@@ -306,9 +312,7 @@ class StepWork:
         state = self._state
         state.status, state.error = self._cancel_status, self._cancel_reason
         state.ended_ms = self._parts.clock_ms()
-        await self._run.keep(
-            Batch((records.step_record(self._run.origin(state), state.attributes(self._run.id)),))
-        )
+        await self._run.keep(Batch((self._record(),)))
 
     # ── one attempt ─────────────────────────────────────────────────────────────────────────────────────────────────
     def _grant(self, order: Order, slot: Slot) -> "_Granting":
@@ -332,12 +336,11 @@ class StepWork:
         state.started_ms, state.reason = parts.clock_ms(), ""
         flight = parts.flights.open(message, slot, order, state, run.origin(state), self._emit_lines)
         flight.on_progress = self._emit_progress
-        step = records.step_record(run.origin(state), state.attributes(run.id))
         accesses = (
             access_record(flight, Access("secret", vault=one.vault, key=one.key), state.started_ms)
             for one in read
         )
-        future = parts.store.submit(Batch((*slot.handover, flight.grant_record(), step, *accesses)))
+        future = parts.store.submit(Batch((*slot.handover, flight.grant_record(), self._record(), *accesses)))
         self._flight, self._granted = flight, False
         self._control = Control()
         return _Granting(flight, future)
@@ -347,7 +350,7 @@ class StepWork:
         state = self._state
         state.attempt -= 1
         state.status, state.reason = StepStatus.WAITING, error.message
-        self._run.warn(f"{error.message}; the step waits", state)
+        self._warn(f"{error.message}; the step waits")
         return _Later(STORE_RETRY_S)
 
     async def _attempt(self, order: Order, granting: "_Granting") -> "Again | _Later | None":
@@ -357,7 +360,7 @@ class StepWork:
             await answered(granting.future)
             self._parts.flights.granted(flight)
             self._granted = True
-            self._run.step_started(self._state)
+            self._tell_started()
             if self._cancel_reason:  # asked while the grant was being made durable
                 self._parts.flights.ask_cancel(flight, self._cancel_kind, self._cancel_reason)
             return await self._until_ended(order, flight, here=flight.slot.worker is None)
@@ -386,7 +389,7 @@ class StepWork:
                     )
                     state.attempt -= 0 if end.sent else 1
                     state.status, state.reason = StepStatus.WAITING, end.reason
-                    self._run.warn(f"{end.reason}; the step is placed again", state)
+                    self._warn(f"{end.reason}; {self.again}")
                     return end
                 case Gone():
                     cancelled = end.cancelled is CancelKind.CANCEL
@@ -412,7 +415,7 @@ class StepWork:
 
     async def _complete(self, order: Order, flight: Flight, end: Reported, later: "_Later | None") -> bool:
         """Commit outputs, log, step and lease together; False when somebody ended the lease before."""
-        parts, run, state, finished = self._parts, self._run, self._state, end.finished
+        parts, state, finished = self._parts, self._state, end.finished
         state.left, state.ends_by_ms, state.ended_ms = finished.left, None, parts.clock_ms()
         state.status = STATUS_OF[finished.outcome]
         state.error = finished.error or ""
@@ -422,41 +425,50 @@ class StepWork:
         if later is not None:
             state.status, state.retries = StepStatus.WAITING, state.retries + 1
             state.reason = f"{state.error}; tried again in {later.after_s:g} s"
+        else:
+            self._note(order)
         done: Committed | None = None
         try:
             made = await self._outputs(order, flight, finished)
         except NO_ROOM as error:
             await parts.flights.unsaved(flight, finished, error)
         else:
-            batch = (*made, records.step_record(run.origin(state), state.attributes(run.id)))
+            batch = (*made, self._record())
             done = await parts.flights.commit_end(flight, end, batch)
         if done is None:
             if later is not None:
                 state.retries -= 1
             return False
         if later is not None:
-            run.warn(state.reason, state)
+            self._warn(state.reason)
             state.error = ""
+        for failure in failures(finished.outputs):
+            self._warn(flight.ingress.mask(failure))
         state.records = (*flight.written, *_described(made, done.records))
         flight.spool.remove()
         return True
 
     async def _outputs(self, order: Order, flight: Flight, finished: Finished) -> tuple[NewRecord, ...]:
-        store = self._parts.store
         flight.spool.end(finished.last_line, finished.lines_lost)
-        log = await flight.spool.seal(store)
-        contents = flight.contents if finished is flight.finished else None
-        if contents is None:
-            contents = [await _content(store, await _masked(flight, output)) for output in finished.outputs]
+        log = await flight.spool.seal(self._parts.store)
+        contents = await self._contents(flight, finished)
         message = flight.message
         producer = Producer(
             flight.origin, order.model, order.model_type, message.dispatch, message.fence, order.overrides
         )
         return records.output_records(producer, finished, log, contents)
 
+    async def _contents(self, flight: Flight, finished: Finished) -> list[Content]:
+        store = self._parts.store
+        contents = flight.contents if finished is flight.finished else None
+        if contents is None:
+            contents = [await _content(store, await _masked(flight, output)) for output in finished.outputs]
+        return contents
+
     async def _seal_partial(self, order: Order, flight: Flight) -> None:
         """The lease ended without a report: what was streamed is kept as evidence, marked with the outcome."""
         run, state = self._run, self._state
+        self._note(order)
         outcome = Outcome.CANCELLED if state.status is StepStatus.CANCELLED else Outcome.ABANDONED
         nothing = Finished(
             dispatch=flight.message.dispatch,
@@ -477,23 +489,34 @@ class StepWork:
                 await trio.sleep(STORE_RETRY_S)
             else:
                 break
-        done = await run.keep(
-            Batch((*made, records.step_record(run.origin(state), state.attributes(run.id))))
-        )
+        done = await run.keep(Batch((*made, self._record())))
         state.records = (*flight.written, *_described(made, done.records))
         flight.spool.remove()
 
     def _close(self, flight: Flight) -> None:
         if flight.ingress.caught:
             where = "this orchestrator" if flight.slot.worker is None else f"worker {flight.slot.worker}"
-            self._run.warn(
-                f"{where} {_UNMASKED} {flight.ingress.caught} times; it was masked here", self._state
-            )
+            self._warn(f"{where} {_UNMASKED} {flight.ingress.caught} times; it was masked here")
         self._parts.flights.close(flight)
 
     def _unreadable(self, reference: SecretRef, error: SwampError) -> None:
         text = f"secret {reference.key!r} of vault {reference.vault!r} can not be read again ({error}): what the step prints is masked by"
-        trio.from_thread.run_sync(self._run.warn, f"{text} its executor only", self._state)
+        trio.from_thread.run_sync(self._warn, f"{text} its executor only")
+
+    # ── what a step tells, and what it is recorded as ───────────────────────────────────────────────────────────────
+    def _record(self) -> NewRecord:
+        """What is known of it now."""
+        return records.step_record(self._run.origin(self._state), self._state.attributes(self._run.id))
+
+    def _note(self, order: Order) -> None:
+        """What its end is to say of the execution."""
+        self._run.performed.note(order, self._state)
+
+    def _warn(self, text: str) -> None:
+        self._run.warn(text, self._state)
+
+    def _tell_started(self) -> None:
+        self._run.step_started(self._state)
 
     def _emit_progress(self, upload: int, here: int, of: int) -> None:
         self._run.step_progress(self._state, upload, here, of)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import attrs
 
 from swamp_orch.store.interface import Content, Kind, NewRecord, Owner
+from swamp_worker.sdk.report_forms import JSON, MARKDOWN, json_name, record_name, tags_of
 
 LIFETIME: Final = "30d"
 VERSIONS_KEPT: Final = 5
@@ -38,8 +39,7 @@ class Report:
 
     @property
     def record_name(self) -> str:
-        """`report-swamp-workflow-summary`; the JSON form has `-json` after it."""
-        return "report-" + re.sub(r"[^A-Za-z0-9_.]+", "-", self.name).strip("-")
+        return record_name(self.name)
 
 
 def report_records(
@@ -53,10 +53,10 @@ def report_records(
 ) -> tuple[NewRecord, ...]:
     """The two records of a report, Markdown first; empty Markdown is not stored. A workflow's reports belong
     to the model type `workflow` with the workflow's id and name, a method's to its model."""
-    marks = {**(tags or {}), "type": "report", "reportName": report.name, "reportScope": report.scope.value}
+    marks = {**(tags or {}), **tags_of(report.name, report.scope.value)}
     forms = [
-        (report.record_name, "text/markdown", report.markdown.encode()),
-        (f"{report.record_name}-json", "application/json", _compact(report.json)),
+        (report.record_name, MARKDOWN, report.markdown.encode()),
+        (json_name(report.name), JSON, _compact(report.json)),
     ]
     return tuple(
         NewRecord(

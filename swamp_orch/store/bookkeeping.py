@@ -60,6 +60,11 @@ def pending_record(queue_id: str) -> str:
     return f"pending-{queue_id}"
 
 
+def report_record(report: str) -> str:
+    """Spec `reporting`, in the run's model: how the making of a report of the run went."""
+    return f"reporting-{quote(report, safe='').replace('.', '%2E')}"
+
+
 def step_record(job: str, step: str) -> str:
     """Spec `step`, in the run's model. Job and step names are free text, so both are quoted."""
     return f"step-{quote(job, safe='').replace('.', '%2E')}.{quote(step, safe='').replace('.', '%2E')}"

@@ -127,6 +127,12 @@ class Course:
         self._killed_children = 0
         self._clean_looks = 0
         self.quiet_s = QUIET_START_S  # its output is not looked at while it is so young
+        self._time: trio.CancelScope | None = None  # that it has
+
+    def allow(self, seconds: float) -> None:
+        """At most so much more of its time."""
+        if self._time is not None:
+            self._time.deadline = min(self._time.deadline, trio.current_time() + seconds)
 
     async def run(self, timeout_s: float | None) -> None:
         """From the started process to nothing left of it. Raises Cancelled only after that."""
@@ -135,6 +141,7 @@ class Course:
             if self._mask_warning():  # or a line of ours
                 await self._deliver()
             with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")) as scope:
+                self._time = scope
                 self._control.on_ask = scope.cancel
                 if self._control.cancel_asked.is_set():
                     scope.cancel()

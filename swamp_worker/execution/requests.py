@@ -180,10 +180,11 @@ class Requests:
             at += len(each.records)
 
     # ── content ─────────────────────────────────────────────────────────────────────────────────────────────
-    async def outputs(self, records: list[Mapping[str, Any]]) -> tuple[Output, ...]:
-        """The records of a step's end: those that do not fit in its completion are staged. Raises `CallRefused`, OSError."""
+    async def outputs(
+        self, records: list[Mapping[str, Any]], room: int = COMPLETION_OUTPUTS_MAX
+    ) -> tuple[Output, ...]:
+        """Records of a step's end: those that do not fit in what is left of its completion are staged. Raises `CallRefused`, OSError."""
         found: list[Output] = []
-        room = COMPLETION_OUTPUTS_MAX
         for record in records:
             output = await self._output(record, room)
             room -= len(output.content)

@@ -75,7 +75,7 @@ class Situation:
     def staging_path(self) -> Path:
         """A name for a new file in the step's directory."""
         folder = self.directory / ".swamp"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self.staged += 1
         return folder / str(self.staged)
 

@@ -41,6 +41,7 @@ _LIFETIME: Final = re.compile(r"infinite|ephemeral|job|workflow|\d+(mo|[smhdwy])
 _SECRET: Final = re.compile(r"[^/\s]+/\S+")
 _SPEC_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _NO_ARGUMENTS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}, "additionalProperties": False}
+_REPORT_NAME_MAX: Final = 128  # its records are named after it
 _DECLARED: Final = "__swamp_model__"
 _MARK: Final = "__swamp_mark__"
 
@@ -221,7 +222,9 @@ def report(
     labels: Iterable[str] = (),
     scope: str = "method",
 ) -> Any:
-    """A report: `(self, context, findings)`, made after the method, also after a failed one. It returns Markdown, or a `Report`."""
+    """A report: `(self, context, findings)`; it returns Markdown, or a `Report`. That of a method is made after it, also after a failed
+    one, from `Findings`; that of a workflow (`scope="workflow"`) after the last step of a run, from `RunFindings`.
+    """
 
     def mark(function: M) -> M:
         if scope not in ("method", "workflow"):
@@ -238,6 +241,8 @@ def _mark(function: M, kind: str, name: str, description: str, **more: Any) -> M
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise DeclarationError(f"{function.__name__}: a {kind} returns, it does not yield", line)
     called = name or function.__name__
+    if kind == "report" and len(called) > _REPORT_NAME_MAX:
+        raise DeclarationError(f"a report's name has at most {_REPORT_NAME_MAX} characters", line)
     text = description or inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
     setattr(function, _MARK, _Mark(kind, called, text, line, **more))
     return function
@@ -391,8 +396,11 @@ def _members(
             if mark.name in found[mark.kind]:
                 raise DeclarationError(f"the {mark.kind} {mark.name!r} is declared twice", mark.line)
             found[mark.kind][mark.name] = _method(attribute, value, mark)
-    if not found["method"]:
-        raise DeclarationError(f"{cls.__name__} has no method: put @method above one", line)
+    reports_on_runs = any(each.mark.scope == "workflow" for each in found["report"].values())
+    if not found["method"] and not reports_on_runs:
+        raise DeclarationError(
+            f'{cls.__name__} has no method: put @method above one, or @report(scope="workflow")', line
+        )
     for each in found["method"].values():
         returns = each.mark.returns
         if returns is not None and not any(returns is spec for spec in outputs.values()):

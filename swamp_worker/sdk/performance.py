@@ -3,18 +3,20 @@
     build        the class is made, global arguments and arguments become their classes
     checks       those that were asked for, all of them; one error lists every failure, and nothing else runs
     method       and after it the follow-up actions, one after another, in the order they were asked for
-    reports      also after a method that failed; a report that fails is stored as a failed one, and fails the step; the
-                 other reports are made all the same
+    reports      also after a method that failed; what the method came to stands by then: a report that fails is stored as a failed one,
+                 said in the log, and changes nothing else
 
 Rules that hold here:
 
 - Nothing an author's code raises gets out: it becomes the error of the `Performance`, one sentence with file and line, and its
   traceback (without our own frames) goes to the step's log.
+- Who hears (`Hearer`) is told how the method ended before its first report begins, and of every report as it is made: a process that
+  dies over a report takes nothing back.
+- The reports of a run (`Order.run`) are made without a method; there, one that fails is the error.
 - Where code runs and how its questions travel is the `House`'s business: a runner process, or the test harness.
 """
 
 import inspect
-import json
 import re
 import traceback
 from collections.abc import Callable, Mapping
@@ -35,8 +37,9 @@ from swamp_worker.sdk.errors import (
     SdkError,
     StepFailed,
 )
+from swamp_worker.sdk.report_forms import JSON, MARKDOWN, failed_form, json_name, record_name, tags_of
 from swamp_worker.sdk.shapes import encoded, from_json
-from swamp_worker.sdk.values import Findings, Report, Stage
+from swamp_worker.sdk.values import Findings, Report, RunFindings, Stage
 
 T = TypeVar("T")
 
@@ -67,15 +70,28 @@ class Order:
     global_arguments: Mapping[str, Any]
     checks: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()
+    run: RunFindings | None = None  # what the reports are of, where there is no method
 
 
 @attrs.define
 class Performance:
-    """How it went. `outputs` are records to store with the end of the step, as `conversations.record_of` makes them."""
+    """How it went. `outputs` are records to store with the end of the step, as `conversations.record_of` makes them; `reports` the same,
+    by report."""
 
     error: str | None = None
     cancelled: bool = False
     outputs: list[Ask] = attrs.field(factory=list)
+    reports: dict[str, list[Ask]] = attrs.field(factory=dict)
+
+
+class Hearer:
+    """Who is told how it goes while it goes. This one does not listen."""
+
+    def ended(self, found: Performance) -> None:
+        """The method has ended so; its reports are still to be made."""
+
+    def report(self, name: str, records: list[Ask]) -> None:
+        """One is made, or failed."""
 
 
 class _Over(Exception):
@@ -84,13 +100,18 @@ class _Over(Exception):
     cause: BaseException | None = None
 
 
-def perform(cls: type[Any], order: Order, situation: Situation, house: House) -> Performance:
+def perform(
+    cls: type[Any], order: Order, situation: Situation, house: House, hearer: Hearer | None = None
+) -> Performance:
     """Do it. Never raises for anything the author's code does."""
-    return _Actor(cls, order, situation, house).perform()
+    actor = _Actor(cls, order, situation, house, hearer or Hearer())
+    return actor.perform() if order.run is None else actor.report_on(order.run)
 
 
 class _Actor:
-    def __init__(self, cls: type[Any], order: Order, situation: Situation, house: House) -> None:
+    def __init__(
+        self, cls: type[Any], order: Order, situation: Situation, house: House, hearer: Hearer
+    ) -> None:
         said = declared(cls)
         assert said is not None
         self._cls = cls
@@ -98,6 +119,7 @@ class _Actor:
         self._order = order
         self._situation = situation
         self._house = house
+        self._hearer = hearer
         self._found = Performance()
         self._returned: dict[str, Ask] = {}
         self._instance: Any = None
@@ -113,8 +135,19 @@ class _Actor:
             pass
         if not self._found.cancelled:
             self._found.outputs += self._returned.values()
-        if not self._found.cancelled and self._instance is not None:
+        if not self._found.cancelled and self._instance is not None and self._order.reports:
+            self._hearer.ended(self._found)
             self._report()
+        return self._found
+
+    def report_on(self, run: RunFindings) -> Performance:
+        self._situation.stage = Stage.REPORT
+        try:
+            self._instance = self._guard(self._cls)
+            for name in self._order.reports:
+                self._found.outputs += self._guard(self._made, name, run, "workflow")
+        except _Over:
+            pass
         return self._found
 
     # ── build ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -220,40 +253,45 @@ class _Actor:
             follow_ups=self._situation.follow_ups_made,
         )
         for name in self._order.reports:
-            declared_report = self._declared.reports.get(name)
             try:
-                if declared_report is None:
-                    raise StepFailed(f"{self._declared.name} has no report {name!r}")
-                made = self._run(declared_report, findings)
-                report = made if isinstance(made, Report) else Report(made)
-                if not isinstance(report.markdown, str):
-                    raise StepFailed(
-                        f"the report {name} returns Markdown or a Report, not {type(made).__name__}"
-                    )
-                data = encoded(report.data, None, f"the data of the report {name}")
+                records = self._made(name, findings, "method")
             except Cancelled:
                 return
             except (
-                Exception
-            ) as error:  # a report that breaks is said, stored as what it is, and fails the step
+                BaseException
+            ) as error:  # SystemExit and the like, too: it is said and stored as what it is
                 self._tell(error)
-                text = self._sentence(error)
-                self._found.error = self._found.error or f"The report {name} failed: {text}"
+                text = self._sentence(error)[:_ERROR_MAX]
                 self._situation.say(f"swamp: the report {name} failed: {text}", True)
-                report = Report("")
-                failed = {"error": True, "reportName": name, "scope": "method", "message": text}
-                data = json.dumps(failed, ensure_ascii=False).encode()
-            self._found.outputs += self._report_records(name, report.markdown, data)
+                records = [self._failed(name, text)]
+            self._found.reports[name] = records
+            self._hearer.report(name, records)
 
-    def _report_records(self, name: str, markdown: str, data: bytes) -> list[Ask]:
-        called = "report-" + re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")
-        tags = {"type": "report", "reportName": name, "reportScope": "method"}
-        forms = [(called, "text/markdown", markdown.encode()), (f"{called}-json", "application/json", data)]
+    def _made(self, name: str, findings: Findings | RunFindings, scope: str) -> list[Ask]:
+        """The records of a report. Raises what the author's code raises, and `StepFailed` for what is no report."""
+        found = self._declared.reports.get(name)
+        if found is None or found.mark.scope != scope:
+            raise StepFailed(f"{self._declared.name} has no report {name!r} of {scope} scope")
+        made = self._run(found, findings)
+        report = made if isinstance(made, Report) else Report(made)
+        if not isinstance(report.markdown, str):
+            raise StepFailed(f"the report {name} returns Markdown or a Report, not {type(made).__name__}")
+        data = encoded(report.data, None, f"the data of the report {name}")
+        forms = [
+            (record_name(name), MARKDOWN, report.markdown.encode("utf-8", "backslashreplace")),
+            (json_name(name), JSON, data),
+        ]
+        tags = tags_of(name, scope)
         return [
             record_of(self._situation, name, record, "report", content_type, content, tags)
             for record, content_type, content in forms
             if content
         ]
+
+    def _failed(self, name: str, message: str) -> Ask:
+        tags = tags_of(name, "method", failed=True)
+        content = failed_form(name, "method", message)
+        return record_of(self._situation, name, json_name(name), "report", JSON, content, tags)
 
     # ── calling ─────────────────────────────────────────────────────────────────────────────────────────────
     def _run(self, method: Method, arguments: Any) -> Any:

@@ -32,12 +32,21 @@ from swamp_worker.execution.requests import Requests
 from swamp_worker.sdk import values
 from swamp_worker.sdk.context import AsyncPort, Port
 from swamp_worker.sdk.conversations import Ask, Situation
-from swamp_worker.sdk.declarations import declared
+from swamp_worker.sdk.declarations import Declared, declared
 from swamp_worker.sdk.errors import DeclarationError, call_failed
 from swamp_worker.sdk.memory import MemoryAccess, StoredRecord
 from swamp_worker.sdk.performance import Order, perform
+from swamp_worker.sdk.report_forms import record_name
 
-__all__ = ["MemoryAccess", "MethodRun", "StoredRecord", "run_method", "run_method_async"]
+__all__ = [
+    "MemoryAccess",
+    "MethodRun",
+    "StoredRecord",
+    "run_method",
+    "run_method_async",
+    "run_report",
+    "run_report_async",
+]
 
 
 @attrs.frozen
@@ -64,8 +73,8 @@ class MethodRun:
         return found
 
     def report(self, name: str) -> str:
-        """The Markdown of a report."""
-        return self.outputs[f"report-{name}"].content.decode()
+        """The Markdown of a report. Raises KeyError where it is none, or failed."""
+        return self.outputs[record_name(name)].content.decode()
 
 
 def run_method(cls: type[Any], method: str, arguments: Any = None, **more: Any) -> MethodRun:
@@ -97,21 +106,52 @@ async def run_method_async(
     if access is None:
         access = MemoryAccess(kind.outputs, model, said.reads, may_use=said.secrets)
     access.secrets.update(secrets or {})
-    before = len(access.records)
     if checks is None:
         checks = tuple(said.checks)
     if reports is None:
         reports = tuple(name for name, each in said.reports.items() if each.mark.scope == "method")
-    dispatch = _dispatch(kind.name, model, method)
+    order = Order(method, arguments or {}, global_arguments or {}, checks, reports)
+    return await _run(cls, said, _dispatch(kind.name, model, method), order, access)
+
+
+def run_report(cls: type[Any], report: str, run: values.RunFindings, **more: Any) -> MethodRun:
+    """`run_report_async` for tests that are not in trio."""
+    return trio.run(partial(run_report_async, cls, report, run, **more))
+
+
+async def run_report_async(
+    cls: type[Any],
+    report: str,
+    run: values.RunFindings,
+    *,
+    secrets: Mapping[str, str] | None = None,
+    access: MemoryAccess | None = None,
+) -> MethodRun:
+    """Make a report of workflow scope of a run. `access` holds what the run's steps left, as that of a method run before does."""
+    said = declared(cls)
+    if said is None:
+        raise DeclarationError(f"{cls.__name__} is no type: put @model(…) above it")
+    if access is None:
+        access = MemoryAccess({}, run.workflow, said.reads, may_use=said.secrets)
+    access.secrets.update(secrets or {})
+    order = Order("", {}, {}, reports=(report,), run=run)
+    return await _run(cls, said, _dispatch("workflow", run.workflow, ""), order, access)
+
+
+async def _run(
+    cls: type[Any], said: Declared, dispatch: Dispatch, order: Order, access: MemoryAccess
+) -> MethodRun:
+    before = len(access.records)
     directory = Path(tempfile.mkdtemp(prefix="swamp-test-"))
     mask = Mask()
     log: list[str] = []
+    place = dispatch.place
     try:
         requests = Requests(dispatch, access, mask, directory)
         situation = Situation(
             declared=said,
-            model=values.ModelInfo(model, dispatch.model_id, kind.name, 1),
-            place=values.Place("run", "workflow", "job", "step"),
+            model=values.ModelInfo(dispatch.model_name, dispatch.model_id, dispatch.model_type, 1),
+            place=values.Place(place.run, place.workflow, place.job, place.step),
             fence=1,
             attempt=1,
             attempt_key=dispatch.attempt_key,
@@ -120,10 +160,10 @@ async def run_method_async(
             directory=directory,
             say=lambda line, _: log.append(line),
         )
-        order = Order(method, arguments or {}, global_arguments or {}, checks, reports)
         house = _TestHouse(requests)
         found = await trio.to_thread.run_sync(perform, cls, order, situation, house)
-        outputs = await requests.outputs(list(found.outputs))
+        made = [record for records in found.reports.values() for record in records]
+        outputs = await requests.outputs([*found.outputs, *made])
     finally:
         await trio.to_thread.run_sync(partial(shutil.rmtree, directory, ignore_errors=True))
     return MethodRun(

@@ -102,7 +102,7 @@ class FollowUp:
 
 @attrs.frozen
 class Findings:
-    """What a report of method scope is made of."""
+    """What a report of method scope is made of. `error` is the method's."""
 
     method: str
     succeeded: bool
@@ -110,6 +110,111 @@ class Findings:
     records: tuple[Written, ...]
     outputs: tuple[str, ...]  # names of what the end will store
     follow_ups: int = 0
+
+
+@attrs.frozen
+class RecordRef:
+    """A record version that a step left: what `read_resource` and `read_file` are to be given."""
+
+    id: str
+    model: str
+    name: str
+    version: int
+    spec: str
+
+
+@attrs.frozen
+class ChildFindings:
+    """A run that a step started: a nested workflow, or a model that its code ran."""
+
+    run: str
+    kind: str  # workflow, method
+    name: str
+    status: str
+
+
+@attrs.frozen
+class StepFindings:
+    """How one step of a run ended."""
+
+    job: str
+    name: str
+    status: str  # succeeded, failed, skipped, cancelled
+    error: str = ""
+    reason: str = ""  # why it was skipped
+    allowed_failure: bool = False
+    model: str = ""  # empty: it is no step of a model
+    model_type: str = ""
+    method: str = ""
+    worker: str = ""  # empty: it ran in the orchestrator, or not at all
+    attempts: int = 0
+    duration_ms: int = 0
+    records: tuple[RecordRef, ...] = ()
+    children: tuple[ChildFindings, ...] = ()
+
+
+@attrs.frozen
+class RunFindings:
+    """What a report of workflow scope is made of: a run whose last step has ended."""
+
+    run: str
+    workflow: str
+    status: str  # succeeded, failed
+    error: str = ""
+    started_at: str = ""  # ISO 8601
+    duration_ms: int = 0
+    inputs: Mapping[str, Any] = attrs.field(factory=dict)  # what is sensitive is `***`
+    jobs: Mapping[str, str] = attrs.field(factory=dict)  # name -> status, in the order of the workflow
+    steps: tuple[StepFindings, ...] = ()
+
+    def count(self, status: str) -> int:
+        """How many steps ended so."""
+        return sum(step.status == status for step in self.steps)
+
+    @property
+    def records(self) -> tuple[RecordRef, ...]:
+        """What all its steps left."""
+        return tuple(record for step in self.steps for record in step.records)
+
+
+def run_findings(document: Mapping[str, Any]) -> RunFindings:
+    """From a run document, as `swamp workflow run --json` ends with."""
+    return RunFindings(
+        run=document["id"],
+        workflow=document["workflowName"],
+        status=document["status"],
+        error=document.get("error") or "",
+        started_at=document["startedAt"],
+        duration_ms=document["duration"],
+        inputs=document.get("inputs") or {},
+        jobs={job["name"]: job["status"] for job in document["jobs"]},
+        steps=tuple(_step_findings(job["name"], step) for job in document["jobs"] for step in job["steps"]),
+    )
+
+
+def _step_findings(job: str, step: Mapping[str, Any]) -> StepFindings:
+    return StepFindings(
+        job=job,
+        name=step["name"],
+        status=step["status"],
+        error=step.get("error") or "",
+        reason=step.get("reason") or "",
+        allowed_failure=bool(step.get("allowedFailure")),
+        model=step.get("modelName") or "",
+        model_type=step.get("modelType") or "",
+        method=step.get("methodName") or "",
+        worker=step.get("worker") or "",
+        attempts=step.get("attempts") or 0,
+        duration_ms=step.get("duration") or 0,
+        records=tuple(
+            RecordRef(one["dataId"], one["modelName"], one["name"], one["version"], one["specName"])
+            for one in step.get("dataArtifacts") or ()
+        ),
+        children=tuple(
+            ChildFindings(one["runId"], one["kind"], one["name"], one.get("status") or "")
+            for one in step.get("children") or ()
+        ),
+    )
 
 
 @attrs.frozen

@@ -15,6 +15,7 @@ import pytest
 import trio
 from desk_site import IDS, Site, Step, open_site, output
 
+from swamp_orch.engine.access_scope import scope_of_report
 from swamp_orch.engine.flights import Flight
 from swamp_orch.store import bookkeeping
 from swamp_orch.store.bookkeeping import INFRASTRUCTURE_TYPES, LEASES_ID, lease_record
@@ -88,10 +89,10 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
         yield opened
 
 
-async def store(site: Site, model: str, identity: str) -> None:
+async def store(site: Site, model: str, identity: str, owner: Owner | None = None) -> None:
     record = NewRecord(
         model_type="test/writer", model_id=identity, model_name=model, name="a", spec="item", content=json_content({"n": 1}),
-        owner=Owner(OwnerType.MANUAL),
+        owner=owner or Owner(OwnerType.MANUAL),
     )  # fmt: skip
     await commit(site.store, Batch((record,)))
 
@@ -142,6 +143,47 @@ async def test_every_verb_with_everybodys_things(site: Site, step: Step) -> None
             access = await newest_access(site, rule.verb, arguments)
             assert (access["verb"], access["allowed"], access.get("code")) == recorded, what
     assert tried >= len(RULES) * 5
+
+
+async def test_a_report_of_a_run_sees_what_the_run_left_and_changes_nothing(site: Site) -> None:
+    """Whatever its process asks: the SDK refuses before, and is not what holds it."""
+    await store(site, "foreign", IDS["foreign"], Owner(OwnerType.WORKFLOW_STEP, run="run-x"))
+    await store(site, "foreign", IDS["foreign"])
+    scope = scope_of_report(desk_site.WRITER, "a0000000-0000-4000-8000-00000000000a", ["run-x"])
+    with desk_site.widened(scope):
+        step = await site.step(None)
+    asked = {
+        rule.verb: dict(arguments)
+        for rule in RULES
+        for whose, arguments in rows(rule)
+        if whose in ("own", "declared")
+    }
+    for rule in RULES:
+        if rule.mutates:
+            with pytest.raises(CallRefused, match="only looks") as caught:
+                await step.call(rule.verb, **asked[rule.verb])
+            assert caught.value.call_code is CallCode.FORBIDDEN
+    with pytest.raises(CallRefused, match="only looks"):
+        await step.write(output(name="mine"))
+    assert (await step.call(Verb.LATEST, model="foreign", name="a"))["record"]["version"] == 2
+    for model, version, found in [("foreign", 2, True), ("foreign", 3, False), ("declared", 1, True)]:
+        told = await step.call(Verb.VERSION, model=model, name="a", version=version)
+        assert told["found"] is found, (model, version)
+    rows_ = (await step.call(Verb.QUERY, predicate="true", select="modelName + string(version)"))["rows"]
+    assert rows_ == ["declared1"]  # of the foreign one the newest version is not the run's
+    assert (await step.call(Verb.QUERY, predicate="version > 0", select="modelName + string(version)"))[
+        "rows"
+    ] == ["declared1", "foreign2"]
+    for verb in (Verb.DEFINITION, Verb.OUTPUT):
+        with pytest.raises(CallRefused, match="what its run left") as caught:
+            await step.call(verb, model="foreign")
+        assert caught.value.call_code is CallCode.FORBIDDEN
+    for whose, model in MODELS.items():
+        if whose.startswith("swamp's own"):
+            assert await step.call(Verb.LATEST, model=model, name="run-main") == {"found": False}
+    with pytest.raises(CallRefused):
+        await step.call(Verb.SECRET, vault="main", key="another")
+    assert (await step.call(Verb.SECRET, vault="main", key="declared"))["value"] == "value of declared"
 
 
 async def newest_access(site: Site, verb: Verb, arguments: dict[str, Any]) -> dict[str, Any]:

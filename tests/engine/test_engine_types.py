@@ -159,7 +159,7 @@ class Desk:
         try:
             found = orders.make(run, state)
         except TypeNotFixed as missing:
-            orders.fix(run.id, missing.definition)
+            orders.code.fix(run.id, missing.definition)
             found = orders.make(run, state)
         assert found is not None
         return found

@@ -17,7 +17,8 @@ import sys
 import attrs
 import trio
 from swamp_worker.sdk import (
-    CallFailed, CheckFailed, Context, Findings, PlainContext, Report, StepFailed, about, check, file, method, model, report, resource,
+    CallFailed, CheckFailed, Context, Findings, PlainContext, Report, RunFindings, StepFailed,
+    about, check, file, method, model, report, resource,
 )
 
 
@@ -150,6 +151,23 @@ class Parity:
     @report
     async def summary(self, context: Context, findings: Findings) -> Report:
         return Report("# what happened\\n", {"succeeded": findings.succeeded})
+
+    @report
+    def broken(self, context: PlainContext, findings: Findings) -> str:
+        raise RuntimeError("no paper")
+
+    @report(scope="workflow")
+    async def everything(self, context: Context, run: RunFindings) -> Report:
+        found = {}
+        for step in run.steps:
+            names = [one.name for one in step.records]
+            found[step.name] = [step.status, step.error, step.model, step.method, step.attempts, names]
+        items = [one for one in run.records if one.spec == "item"]
+        read = [await context.read_resource(one.name, model=one.model, version=one.version) for one in items]
+        large = next(one for one in run.records if one.name == "large")
+        size = (await context.read_file("large", model=large.model)).path.stat().st_size
+        contents = [None if one is None else [one.name, one.json(), one.fields["outcome"]] for one in read]
+        return Report(f"# {run.status}", {"steps": found, "items": contents, "large": size})
 '''
 
 SHELL: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {

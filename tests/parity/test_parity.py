@@ -130,7 +130,7 @@ def test_the_behaviours_are_what_they_are_called(sides: dict[str, Side]) -> None
             "fails", "py-fails", "is-killed", "times-out", "tells", "can-not-start",
             "py-is_refused", "py-gives_up", "py-returns_nonsense", "py-leaves", "py-is_killed", "py-hangs", "py-is_checked",
         }, {name: ends[name].get("error") for name in failed}  # fmt: skip
-        assert ends["py-gives_up"]["error"] == "the author's own words (parity.py:92)"
+        assert ends["py-gives_up"]["error"] == "the author's own words (parity.py:93)"
         assert "***" in ends["py-fails"]["error"] and "timed out" in ends["py-hangs"]["error"]
         output = {name: "\n".join(side.of(name)["output"]["stdout"]) for name in ends}
         assert output["takes-an-input"] == AWKWARD
@@ -147,6 +147,29 @@ def test_the_behaviours_are_what_they_are_called(sides: dict[str, Side]) -> None
         )
         assert SECRET not in json.dumps(side.events) + json.dumps(side.records)
         assert any(row["dataType"] == "report" for row in side.records["py-writes"])
+
+
+def test_a_report_of_the_run_is_the_same_wherever_its_steps_were(sides: dict[str, Side]) -> None:
+    made = {}
+    for name, side in sides.items():
+        (event,) = [one for one in side.events if one["kind"] == "report" and one["name"] == "everything"]
+        rows = [row for row in side.records[""] if row["tags"].get("reportName") == "everything"]
+        made[name] = {"event": _stripped(event, VOLATILE_EVENTS), "records": rows}
+        assert len(event["json"]["steps"]) == len(SHELL) + len(METHODS) + 1
+        assert event["json"]["large"] == 256 * 8_000
+        assert ["partial", {"name": "partial", "size": 0}, "failed"] in event["json"]["items"]
+        assert len(rows) == 2
+    assert list(differences(made["here"], made["there"])) == []
+
+
+def test_a_report_that_fails_is_said_the_same_way(sides: dict[str, Side]) -> None:
+    for side in sides.values():
+        said = [one["message"] for one in side.of("py-writes")["events"] if one["kind"] == "warning"]
+        assert len(said) == 1 and said[0].startswith(
+            "the report broken failed: RuntimeError: no paper (parity.py:"
+        )
+        (failed,) = [row for row in side.records["py-writes"] if row["name"] == "report-broken-json"]
+        assert failed["tags"]["reportStatus"] == "failed" and failed["content"]["error"] is True
 
 
 def test_a_cancel_is_the_same_here_and_there(site: Site) -> None:

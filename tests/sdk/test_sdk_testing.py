@@ -13,8 +13,11 @@ from swamp_worker.sdk import (
     Findings,
     Forbidden,
     PlainContext,
+    RecordRef,
     Resources,
+    RunFindings,
     StepFailed,
+    StepFindings,
     about,
     check,
     file,
@@ -23,7 +26,7 @@ from swamp_worker.sdk import (
     report,
     resource,
 )
-from swamp_worker.sdk.testing import MemoryAccess, run_method, run_method_async
+from swamp_worker.sdk.testing import MemoryAccess, run_method, run_method_async, run_report
 
 
 @attrs.frozen
@@ -83,6 +86,13 @@ class Inventory:
     def summary(self, context: PlainContext[Settings], findings: Findings) -> str:
         return f"# {len(findings.records)} records"
 
+    @report(scope="workflow")
+    async def fleet(self, context: Context[Settings], run: RunFindings) -> str:
+        assert run.steps[0].records == run.records
+        found = [await context.read_resource(one.name, version=one.version) for one in run.records]
+        up = [each.name for each in found if each is not None and each.into(Host).up]
+        return f"# {run.workflow}: {', '.join(up)} up, {run.count('failed')} failed"
+
 
 TOKEN: Mapping[str, str] = {"ops/token": "top-secret"}
 
@@ -106,6 +116,19 @@ def test_a_run_shows_everything_that_came_of_it() -> None:
     assert run.follow_ups == 0
     with pytest.raises(KeyError):
         run.latest("nobody")
+
+
+def test_a_report_of_a_run_is_tried_with_what_its_steps_left() -> None:
+    left = run_method(Inventory, "probe", {"hosts": ["a", "down"]}, secrets=TOKEN)
+    assert "fleet" not in "".join(left.outputs)
+    refs = tuple(RecordRef(one.id, "model", one.name, one.version, one.spec) for one in left.records[:2])
+    steps = (StepFindings("j", "a", "succeeded", records=refs), StepFindings("j", "b", "failed"))
+    run = run_report(
+        Inventory, "fleet", RunFindings("run", "nightly", "failed", steps=steps), access=left.access
+    )
+    assert (run.error, run.report("fleet")) == (None, "# nightly: a up, 1 failed")
+    none = run_report(Inventory, "summary", RunFindings("run", "nightly", "failed"))
+    assert none.error == "@example/inventory has no report 'summary' of workflow scope"
 
 
 def test_follow_ups_run_without_waiting() -> None:

@@ -11,6 +11,7 @@ Rules that hold here:
 - The process ends when the step has: what its threads still do is nobody's.
 """
 
+import json
 import os
 import signal
 import socket
@@ -29,10 +30,10 @@ from swamp_proto.errors import LimitExceeded, SwampError
 from swamp_worker.execution.runner.framing import READ_SIZE, Inbox, pack
 from swamp_worker.execution.runner.house import RunnerHouse, Wire
 from swamp_worker.execution.runner.loading import find_class
-from swamp_worker.sdk.conversations import Situation
+from swamp_worker.sdk.conversations import Ask, Situation
 from swamp_worker.sdk.declarations import declared
-from swamp_worker.sdk.performance import Order, Performance, perform, sentence, story
-from swamp_worker.sdk.values import ModelInfo, Place
+from swamp_worker.sdk.performance import Hearer, Order, Performance, perform, sentence, story
+from swamp_worker.sdk.values import ModelInfo, Place, run_findings
 
 _PRACTICE = Path(__file__).resolve().parent
 _VARIABLES = 40  # about as many as a step has
@@ -50,7 +51,8 @@ def run(channel: socket.socket, mark: Callable[[bytes], object] = lambda marker:
         if start is not None:
             mark(start["dispatch"].encode())
             _enter(start)
-            _finish(wire, start, _perform(wire, start))
+            closing = _Closing(wire, Path(start["directory"]))
+            closing.finish(_perform(wire, start, closing))
             code = 0
     except BaseException:  # ours: nothing of an author's gets here
         traceback.print_exc()
@@ -118,7 +120,7 @@ def _stream(descriptor: int) -> TextIO:
     return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
-def _perform(wire: Wire, start: dict[str, Any]) -> Performance:
+def _perform(wire: Wire, start: dict[str, Any], closing: "_Closing") -> Performance:
     root = Path(start["root"])
     try:
         cls = find_class(root, start["entry"], tuple(start["paths"]))
@@ -146,10 +148,9 @@ def _perform(wire: Wire, start: dict[str, Any]) -> Performance:
         start["global_arguments"],
         tuple(start["checks"]),
         tuple(start["reports"]),
+        run_findings(json.loads(Path(start["run"]).read_bytes())) if start["run"] else None,
     )
-    found = perform(cls, order, situation, RunnerHouse(wire, situation))
-    situation.directory.mkdir(exist_ok=True)  # a method may have removed it
-    return found
+    return perform(cls, order, situation, RunnerHouse(wire, situation), closing)
 
 
 _SAYING = threading.Lock()
@@ -166,34 +167,57 @@ def _say(line: str, is_error: bool) -> None:
             pass
 
 
-def _finish(wire: Wire, start: dict[str, Any], found: Performance) -> None:
-    """The closing message. Outputs that are too large for it go beside it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    outputs = list(found.outputs)
-    room = _INLINE_OUTPUTS_MAX
-    folder = Path(start["directory"]) / ".swamp"
-    for index, output in enumerate(outputs):
-        content = output.get("content")
-        if content is None:
-            continue
-        if len(content) <= room:
-            room -= len(content)
-            continue
-        folder.mkdir(exist_ok=True)
-        path = folder / f"end-{index}"
-        path.write_bytes(content)
-        outputs[index] = {
-            **{key: value for key, value in output.items() if key != "content"},
-            "file": str(path),
-        }
-    message = {"done": True, "error": found.error, "cancelled": found.cancelled, "outputs": outputs}
-    try:
-        data = pack(message)
-    except (LimitExceeded, SwampError) as error:
-        text = f"the outputs can not be sent: {error}"
-        data = pack({"done": True, "error": text, "cancelled": False, "outputs": []})
-    wire.channel.setblocking(True)
-    wire.channel.sendall(data)
+class _Closing(Hearer):
+    """Says how the step ends, as it ends: `ended` when the method has and reports come, `report` for each of them, `done`."""
+
+    def __init__(self, wire: Wire, directory: Path) -> None:
+        self._wire = wire
+        self._directory = directory
+        self._ended = False
+        self._files = 0
+
+    def ended(self, found: Performance) -> None:
+        self._ended = True
+        self._send({"ended": True, **self._end_of(found)})
+
+    def report(self, name: str, records: list[Ask]) -> None:
+        self._send({"report": name, "outputs": self._sent(records)})
+
+    def finish(self, found: Performance) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        message: dict[str, Any] = {"error": None, "cancelled": found.cancelled, "outputs": []}
+        self._send({"done": True, **(message if self._ended else self._end_of(found))})
+
+    def _end_of(self, found: Performance) -> dict[str, Any]:
+        return {"error": found.error, "cancelled": found.cancelled, "outputs": self._sent(found.outputs)}
+
+    def _sent(self, outputs: list[Ask]) -> list[Ask]:
+        """Those that are too large for one message are put beside it."""
+        found, room = [], _INLINE_OUTPUTS_MAX
+        for output in outputs:
+            content = output.get("content")
+            if content is None or len(content) <= room:
+                room -= len(content or b"")
+                found.append(output)
+                continue
+            folder = self._directory / ".swamp"
+            folder.mkdir(parents=True, exist_ok=True)  # a method may have removed it
+            self._files += 1
+            path = folder / f"end-{self._files}"
+            path.write_bytes(content)
+            found.append(
+                {**{key: value for key, value in output.items() if key != "content"}, "file": str(path)}
+            )
+        return found
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            data = pack(message)
+        except (LimitExceeded, SwampError) as error:
+            text = f"the outputs can not be sent: {error}"
+            data = pack({**message, "error": text, "cancelled": False, "outputs": []})
+        self._wire.channel.setblocking(True)
+        self._wire.channel.sendall(data)
 
 
 if __name__ == "__main__":

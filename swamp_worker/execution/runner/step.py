@@ -6,11 +6,13 @@ Rules that hold here:
 - A runner that dies, sends what is no message, or more than a message may hold, fails its dispatch and nothing else; the error names
   the signal, the exit code, or the limit.
 - What the method returned becomes outputs at the end; what it wrote while it ran is written, whatever becomes of it.
+- A dispatch without a method is a report of a run: its `arguments` are the run document.
 - Everything that leaves is masked, also with the secrets it was given while it ran.
 """
 
 import contextlib
 import errno
+import json
 import socket
 import sys
 import time
@@ -25,14 +27,15 @@ import trio
 from swamp_proto.blocks import count_of
 from swamp_proto.capabilities import CallRefused
 from swamp_proto.errors import Broken, LimitExceeded, MalformedMessage, SwampError, Unsupported
-from swamp_proto.limits import CALLS_PER_DISPATCH_MAX, LOG_BLOCKS_MAX, RUNNER_FRAME_MAX
-from swamp_proto.messages.dispatch import Dispatch, Finished, LogBlock, Outcome, Output, Program, Stream
+from swamp_proto.limits import CALLS_PER_DISPATCH_MAX, LOG_BLOCKS_MAX, REPORT_S, RUNNER_FRAME_MAX
+from swamp_proto.messages.dispatch import Dispatch, Finished, LogBlock, Outcome, Program, Stream
 from swamp_proto.redaction import Mask
 from swamp_worker.execution import process
 from swamp_worker.execution.access import Access
-from swamp_worker.execution.course import Course, Host, cancelled_before_start, signal_name
+from swamp_worker.execution.course import Course, Host, cancelled_before_start
 from swamp_worker.execution.interface import BundleFolders, Control, LogSink
 from swamp_worker.execution.requests import Requests
+from swamp_worker.execution.runner.ending import Said, outcome_of
 from swamp_worker.execution.runner.forks import Forks
 from swamp_worker.execution.runner.framing import READ_SIZE, Inbox, pack
 from swamp_worker.execution.runner.loading import OWN_ROOT
@@ -84,7 +87,8 @@ async def run_program(
         over = cancelled_before_start(control)
         if over is not None:
             return failed(over[1], over[0])
-        start = pack(_start(dispatch, program, code, directory, environment))
+        run = "" if dispatch.method else await trio.to_thread.run_sync(_run_file, dispatch, directory)
+        start = pack({**_start(dispatch, program, code, directory, environment), "run": run})
         for _ in range(_STARTS):
             host.expect(dispatch.dispatch, dispatch.timeout_s, control.term_s)
             child, channel = await _begin(dispatch, code, environment, directory, host, stage)
@@ -99,8 +103,8 @@ async def run_program(
                 lambda: _abandon(control, "the lease of this step has ended"),
                 course.add_line,
             )
-            conversation = _Conversation(channel, requests, control)
-            await conversation.accompany(course, start, dispatch.timeout_s)
+            conversation = _Conversation(channel, requests, course)
+            await conversation.accompany(start, dispatch.timeout_s)
             if (
                 not conversation.unheard
                 or course.left != 0
@@ -108,7 +112,9 @@ async def run_program(
             ):
                 break
             stage.forks.mistrust()
-        outcome, error, outputs = await _outcome(course, conversation, requests, dispatch, control, host)
+        outcome, error, outputs = await outcome_of(
+            conversation.said, course, requests, dispatch, program, control, host
+        )
         return Finished(
             dispatch=dispatch.dispatch,
             fence=dispatch.fence,
@@ -212,6 +218,14 @@ async def _dependencies(
         await prologue.deliver()
 
 
+def _run_file(dispatch: Dispatch, directory: str) -> str:
+    """Where a report reads what run it is of, which may be more than a message holds."""
+    path = Path(directory) / ".swamp" / "run.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(dispatch.arguments))
+    return str(path)
+
+
 def _start(
     dispatch: Dispatch, program: Program, code: _Code, directory: str, environment: dict[bytes, bytes]
 ) -> dict[str, Any]:
@@ -225,7 +239,7 @@ def _start(
         "paths": [str(code.dependencies)] if code.dependencies is not None else [],
         "entry": program.entry,
         "method": dispatch.method,
-        "arguments": dispatch.arguments,
+        "arguments": dispatch.arguments if dispatch.method else {},
         "global_arguments": dispatch.global_arguments,
         "checks": list(program.checks),
         "reports": list(program.reports),
@@ -285,21 +299,20 @@ def _abandon(control: Control, reason: str) -> None:
 class _Conversation:
     """With one runner, over its channel, which is closed at the end."""
 
-    def __init__(self, channel: socket.socket, requests: Requests, control: Control) -> None:
+    def __init__(self, channel: socket.socket, requests: Requests, course: Course) -> None:
         self._channel = trio.socket.from_stdlib_socket(channel)
         self._requests = requests
-        self._control = control
+        self._course = course
         self._sending = trio.Lock()
         self._room = trio.CapacityLimiter(CALLS_PER_DISPATCH_MAX)
-        self.done: dict[str, Any] | None = None
-        self.broken = ""  # what the runner sent that is no message
+        self.said = Said()
         self.unheard = False  # it ended before it had read its start: no code of an author's has run
 
-    async def accompany(self, course: Course, start: bytes, timeout_s: float | None) -> None:
+    async def accompany(self, start: bytes, timeout_s: float | None) -> None:
         """From the start to the end of the process, and of what it had said."""
         async with self._open(start) as ended:
-            await course.run(timeout_s)
-            if course.left == 0:
+            await self._course.run(timeout_s)
+            if self._course.left == 0:
                 with trio.move_on_after(_CLOSE_S):
                     await ended.wait()
 
@@ -326,15 +339,16 @@ class _Conversation:
                 heard = True
                 inbox.feed(data)
                 while (message := inbox.take()) is not None:
-                    if message.get("done"):
-                        self.done = message
+                    if self.said.take(message):
+                        if message is self.said.ended:  # its reports come now
+                            self._course.allow(REPORT_S)
                         continue
                     token = object()
                     await self._room.acquire_on_behalf_of(token)
                     nursery.start_soon(self._answer, message, token)
         except (LimitExceeded, MalformedMessage) as error:
-            self.broken = f"its process sent what is no message: {error}"
-            self._control.ask_cancel("its process sent what is no message", self._control.term_s)
+            self.said.broken = f"its process sent what is no message: {error}"
+            self._course.allow(0)
         except OSError as error:  # it is gone; how it went is the course's to say
             self.unheard = not heard and error.errno in (errno.EPIPE, errno.ECONNRESET)
         finally:
@@ -364,51 +378,3 @@ class _Conversation:
             left = memoryview(data)
             while left:
                 left = left[await self._channel.send(left) :]
-
-
-async def _outcome(
-    course: Course,
-    conversation: _Conversation,
-    requests: Requests,
-    dispatch: Dispatch,
-    control: Control,
-    host: Host,
-) -> tuple[Outcome, str | None, tuple[Output, ...]]:
-    """What became of the dispatch: outcome, error, outputs."""
-    done = conversation.done
-    if conversation.broken:
-        return Outcome.FAILED, f"The method failed: {conversation.broken}", ()
-    interrupted = course.interruption("Method", dispatch.timeout_s)
-    if interrupted is not None:
-        return *interrupted, ()
-    if done is None:
-        if course.signal:
-            cause = host.kill_cause(course.signal)
-            return (
-                Outcome.FAILED,
-                f"The method's process was killed by {signal_name(course.signal)}{cause}",
-                (),
-            )
-        return (
-            Outcome.FAILED,
-            f"The method's process ended with code {course.exit_code} before the method did",
-            (),
-        )
-    try:
-        with trio.CancelScope() as scope:
-            control.on_ask = scope.cancel
-            if control.cancel_asked.is_set():
-                scope.cancel()
-            outputs = await requests.outputs(done["outputs"])
-        if scope.cancelled_caught:
-            outcome = Outcome.ABANDONED if control.abandon else Outcome.CANCELLED
-            return outcome, f"Cancelled: {control.reason or 'asked to'}", ()
-    except (CallRefused, OSError, KeyError, TypeError) as error:
-        return Outcome.FAILED, f"The outputs of the method could not be stored: {error}", ()
-    finally:
-        control.on_ask = None
-    if done["error"] is not None:
-        return Outcome.FAILED, done["error"], outputs
-    if done["cancelled"]:  # TERM from elsewhere: nobody here asked for it
-        return Outcome.FAILED, "The method was ended by a SIGTERM that swamp did not send", ()
-    return Outcome.SUCCEEDED, None, outputs
