@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from swamp_orch.engine.hidden import own_keys
 from swamp_orch.expressions.references import references
 from swamp_orch.expressions.template import Template
 from swamp_orch.vaults.interface import is_infrastructure_key
@@ -37,6 +38,7 @@ class AccessScope:
     vaults: frozenset[str] = frozenset()
     runs: frozenset[str] = frozenset()  # ids; what they left may be read, whatever model it is of
     only_looks: bool = False  # it may change nothing
+    fields: str = ""  # how the keys begin under which sensitive fields of its own records are
 
     def may_read(self, model: str) -> bool:
         return model in self.models
@@ -44,7 +46,8 @@ class AccessScope:
     def may_use_secret(self, vault: str, key: str) -> bool:
         if is_infrastructure_key(key):
             return False
-        return vault in self.vaults or (vault, key) in self.secrets
+        own = bool(self.fields) and key.startswith(self.fields)
+        return own or vault in self.vaults or (vault, key) in self.secrets
 
 
 def scope_of_report(model_type: "ModelType", workflow_id: str, runs: Iterable[str]) -> AccessScope:
@@ -83,6 +86,7 @@ def scope_of(
         models=frozenset({definition.name, *model_type.reads, *named}),
         secrets=frozenset(item for item in secrets if not is_infrastructure_key(item[1])),
         vaults=frozenset(vaults),
+        fields=own_keys(definition.type, definition.id),
     )
 
 

@@ -28,6 +28,7 @@ from swamp_orch.engine import writes
 from swamp_orch.engine.access_log import Access, AccessLog
 from swamp_orch.engine.failed_reports import instead_of
 from swamp_orch.engine.flights import Flight, Flights, credential_hash
+from swamp_orch.engine.hidden import OF_OUTPUT, Hidden
 from swamp_orch.engine.readings import Readings, told
 from swamp_orch.engine.records import Producer, artifact
 from swamp_orch.engine.uploads import Body, Progress, Uploads
@@ -105,6 +106,7 @@ class StepDesk:
         self.uploads = uploads
         self._log = log
         self._vaults = vaults
+        self._hidden = Hidden(vaults)
         self._clock_ms = clock_ms
         self._threads = trio.CapacityLimiter(THREADS)
         self._at_work: dict[tuple[str, int], _AtWork] = {}
@@ -250,10 +252,15 @@ class StepDesk:
         self, flight: Flight, vault: str, key: str, value: str, idempotency: IdempotencyKey
     ) -> dict[str, Any]:
         """First the mark and the key, then the vault: whatever dies in between, the call is repeated and puts the same value again."""
-        self._may_use_secret(flight, vault, key)
-        check_key(key)
+        if vault.startswith(OF_OUTPUT):
+            place = partial(self._hidden.place, flight.order, vault.removeprefix(OF_OUTPUT), key)
+            opened, key = await self._in_thread(place)
+            vault = opened.name
+        else:
+            self._may_use_secret(flight, vault, key)
+            check_key(key)
+            opened = await self._in_thread(lambda: self._vaults().choose(vault))
         flight.ingress.learn((value,))
-        opened = await self._in_thread(lambda: self._vaults().choose(vault))
         record = self._log.record(flight, Access(Verb.PUT_SECRET.value, vault=vault, key=key))
         batch = Batch((record,), idempotency=idempotency, answer=codec.pack_value({}))
         await self._flights.commit_write(flight, f"secret {vault}/{key}", batch)
@@ -344,8 +351,9 @@ class StepDesk:
     async def contents(self, flight: Flight, outputs: tuple[Output, ...]) -> list[Content]:
         """The contents of outputs, checked and ready to commit. Raises `CallRefused`."""
         model_type, ingress = flight.order.model_type, flight.ingress
-        if writes.is_small(outputs):
-            return [writes.enter(self._store, model_type, ingress, output, None) for output in outputs]
+        instead = partial(self._hidden.instead, flight.order)
+        if writes.is_small(outputs, model_type):
+            return [writes.enter(self._store, model_type, ingress, one, None, instead) for one in outputs]
         staged: list[Content | None] = []
         for output in outputs:
             writes.declared(model_type, output)  # before anything is moved
@@ -354,7 +362,7 @@ class StepDesk:
             )
         return await self._in_thread(
             lambda: [
-                writes.enter(self._store, model_type, ingress, output, content)
+                writes.enter(self._store, model_type, ingress, output, content, instead)
                 for output, content in zip(outputs, staged, strict=True)
             ]
         )

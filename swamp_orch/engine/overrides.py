@@ -34,6 +34,7 @@ class OutputOverride:
     keep: int | None = None
     tags: Mapping[str, str] = attrs.field(factory=dict)
     suffix: str = ""  # after the names of its records
+    vault: str = ""  # for what is sensitive in it
 
     def apply(self, record: NewRecord) -> NewRecord:
         return attrs.evolve(
@@ -56,9 +57,13 @@ def overrides_of(
     return tuple(_override(one, model_type, values, hidden, where) for one in declared)
 
 
-def unknown_output(spec: str, model_type: ModelType) -> str:
-    """What is wrong with an override for `spec`; empty: nothing."""
+def problem_of(override: Mapping[str, Any], model_type: ModelType) -> str:
+    """What is wrong with an override; empty: nothing."""
+    spec = override["specName"]
     if spec in model_type.outputs or spec in model_type.reports:
+        output = model_type.outputs.get(spec)
+        if override.get("vaultName") and (output is None or not output.hides):
+            return f"dataOutputOverrides names a vault for '{spec}', in which {model_type.name} declares nothing sensitive"
         return ""
     known = ", ".join([*model_type.outputs, *model_type.reports]) or "none"
     return f"dataOutputOverrides names '{spec}', which is no output of {model_type.name}; it has: {known}"
@@ -85,7 +90,7 @@ def _override(
     hidden: Sequence[str],
     where: str,
 ) -> OutputOverride:
-    problem = unknown_output(one["specName"], model_type)
+    problem = problem_of(one, model_type)
     if problem:
         raise LocalError(f"{where}: {problem}")
     suffix = "".join(f"-{_varied(name, values, hidden, where)}" for name in one.get("vary", ()))
@@ -99,6 +104,7 @@ def _override(
         one.get("garbageCollection"),
         dict(one.get("tags", {})),
         suffix,
+        one.get("vaultName", ""),
     )
 
 

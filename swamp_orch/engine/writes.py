@@ -12,7 +12,7 @@ It does not know leases, nor who may write.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from typing import Any, Final
 
@@ -40,16 +40,27 @@ from swamp_proto.limits import (
 from swamp_proto.messages.capability import CallCode
 from swamp_proto.messages.dispatch import Output
 from swamp_proto.schema_check import check_value
+from swamp_proto.sensitive import opened, replaced
 from swamp_worker.models.interface import ModelType, OutputSpec
 
 PROBLEMS_SHOWN: Final = 3
 LOG: Final = "log"  # sealed by the orchestrator from the lines it was sent
 
 
+Instead = Callable[[Output], Callable[[str, str], str]]
+"""What stands in a record for its sensitive fields."""
+
+
 def enter(
-    store: Store, model_type: ModelType, ingress: Ingress, output: Output, staged: Content | None
+    store: Store,
+    model_type: ModelType,
+    ingress: Ingress,
+    output: Output,
+    staged: Content | None,
+    instead: Instead,
 ) -> Content:
-    """The content of `output` as it may be stored, masked; `staged` is the upload it names. Blocking for large content.
+    """The content of `output` as it may be stored, masked; `staged` is the upload it names. Blocking for large content, and for what
+    holds something sensitive.
 
     :raises CallRefused: `invalid` or `too_large`, naming the record and the reason
     """
@@ -68,10 +79,23 @@ def enter(
         content = staged
     if spec.kind == "resource":
         raw = content.inline if content.inline is not None else _read(store, content)
+        if spec.hides and spec.schema is not None:
+            raw = _hidden(spec.schema, output, raw, instead)
+            spec = attrs.evolve(spec, schema=opened(spec.schema))
+            content = Content(raw, sha256(raw).hexdigest(), len(raw))
         content = attrs.evolve(content, canonical=check_resource(spec, output, raw))
     return (
         content if content.inline is None or content.size <= INLINE_CONTENT_MAX else as_blob(store, content)
     )
+
+
+def _hidden(schema: Mapping[str, Any], output: Output, raw: bytes, instead: Instead) -> bytes:
+    """The JSON without what is sensitive in it."""
+    try:
+        value = json.loads(raw, parse_constant=_no_constant)
+        return json_content(replaced(schema, value, instead(output))).inline or b""
+    except (ValueError, RecursionError) as error:
+        raise _invalid(output, f"it is not JSON: {error}") from None
 
 
 def declared(model_type: ModelType, output: Output) -> OutputSpec:
@@ -132,9 +156,15 @@ def digest_of(outputs: Iterable[Output]) -> str:
     return sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
 
-def is_small(outputs: Iterable[Output]) -> bool:
+def is_small(outputs: Iterable[Output], model_type: ModelType) -> bool:
     """Whether `enter` does not block for any of them."""
-    return all(output.staged is None and len(output.content) <= INLINE_CONTENT_MAX for output in outputs)
+    known = model_type.outputs
+    return all(
+        output.staged is None
+        and len(output.content) <= INLINE_CONTENT_MAX
+        and not (output.spec in known and known[output.spec].hides)
+        for output in outputs
+    )
 
 
 def written_under(store: Store, lease: Lease) -> list[dict[str, Any]]:

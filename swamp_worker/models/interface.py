@@ -5,9 +5,12 @@ step inputs against them before anything is dispatched, and `swamp model type de
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import attrs
+
+from swamp_proto.sensitive import holds_sensitive
 
 
 @attrs.frozen
@@ -21,6 +24,11 @@ class OutputSpec:
     schema: Mapping[str, Any] | None = None  # resources
     lifetime: str = "infinite"
     keep: int | None = 10
+
+    @cached_property
+    def hides(self) -> bool:
+        """Whether something in it is sensitive, and goes into a vault."""
+        return holds_sensitive(self.schema)
 
 
 @attrs.frozen

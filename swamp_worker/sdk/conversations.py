@@ -26,6 +26,8 @@ from swamp_proto.limits import (
     WRITE_RECORDS_MAX,
 )
 from swamp_proto.messages.capability import Verb
+from swamp_proto.redaction import MASKED
+from swamp_proto.sensitive import replaced, sensitive_parts
 from swamp_worker.sdk.declarations import Declared, File, Resource, Spec
 from swamp_worker.sdk.errors import Invalid, InvalidArguments, NotPossible, RunFailed
 from swamp_worker.sdk.shapes import encoded, to_json
@@ -99,7 +101,14 @@ class Resources:
 
 def write(situation: Situation, resources: Iterable[Resources], member: str) -> Conversation[list[Written]]:
     situation.only_in_methods(member)
-    records = [_resource(situation, each) for each in resources]
+    records = []
+    for each in resources:
+        spec, content = _resource(situation, each)
+        name = each.name or spec.name
+        content = yield from put_away(spec, name, content)
+        records.append(
+            record_of(situation, spec.name, name, "resource", spec.content_type, content, each.tags)
+        )
     found: list[Written] = []
     for batch in _batches(records):
         answer = yield {"ask": "write", "records": batch}
@@ -108,15 +117,27 @@ def write(situation: Situation, resources: Iterable[Resources], member: str) -> 
     return found
 
 
-def _resource(situation: Situation, item: Resources) -> Ask:
+def put_away(spec: Resource[Any], name: str, content: bytes) -> Conversation[bytes]:
+    """The content without what is sensitive in it, which is in a vault then."""
+    if not spec.hides:
+        return content
+    value = json.loads(content)
+    for path, text in sensitive_parts(spec.schema, value):
+        yield _call(Verb.PUT_SECRET, vault=f"@{spec.name}", key=json.dumps([name, path]), value=text)
+    return encoded(replaced(spec.schema, value, lambda path, text: MASKED), None, "")
+
+
+def _resource(situation: Situation, item: Resources) -> tuple[Resource[Any], bytes]:
+    """Its spec, and its content checked."""
     spec = spec_of(situation, item.spec, Resource)
     assert isinstance(spec, Resource)
     name = item.name or spec.name
+    if _RECORD_NAME.fullmatch(name) is None:
+        raise _no_name(name)
     try:
-        content = encoded(item.content, spec.schema, f"the resource {name!r} of {spec.name!r}")
+        return spec, encoded(item.content, spec.schema, f"the resource {name!r} of {spec.name!r}")
     except InvalidArguments as error:
         raise Invalid(str(error)) from None
-    return record_of(situation, spec.name, name, "resource", spec.content_type, content, item.tags)
 
 
 def record_of(
@@ -130,7 +151,7 @@ def record_of(
 ) -> Ask:
     """A record as it is sent: its content in it, or the file that holds it."""
     if _RECORD_NAME.fullmatch(name) is None:
-        raise Invalid(f"{name!r} is no name of a record: 1 to 256 characters, without / and \\")
+        raise _no_name(name)
     record: Ask = {
         "spec": spec,
         "name": name,
@@ -143,6 +164,10 @@ def record_of(
     path = situation.staging_path()
     path.write_bytes(content)
     return {**record, "file": str(path)}
+
+
+def _no_name(name: str) -> Invalid:
+    return Invalid(f"{name!r} is no name of a record: 1 to 256 characters, without / and \\")
 
 
 def _tags(tags: Mapping[str, str] | None) -> dict[str, str]:
@@ -211,7 +236,7 @@ class Staging:
         self.spec = spec_of(situation, spec, File)
         self.name = name or self.spec.name
         if _RECORD_NAME.fullmatch(self.name) is None:
-            raise Invalid(f"{self.name!r} is no name of a record: 1 to 256 characters, without / and \\")
+            raise _no_name(self.name)
         self.content_type = content_type or self.spec.content_type
         self.tags = _tags(tags)
         self.path = situation.staging_path()

@@ -27,6 +27,7 @@ from typing import Any, Final, Generic, TypeVar, overload
 import attrs
 
 from swamp_proto.schema_check import problems_of
+from swamp_proto.sensitive import holds_sensitive
 from swamp_worker.models.interface import CheckSpec, MethodSpec, ModelType, OutputSpec, ReportSpec
 from swamp_worker.sdk.errors import DeclarationError
 from swamp_worker.sdk.shapes import schema_of
@@ -66,9 +67,14 @@ class Spec:
 
 @attrs.define(eq=False)
 class Resource(Spec, Generic[T]):
-    """A JSON record with a schema. Made by `resource`."""
+    """A JSON record with a schema. Made by `resource`. `hides`: something in it is sensitive."""
 
     schema: Mapping[str, Any]
+    hides: bool = attrs.field(init=False)
+
+    @hides.default
+    def _hides(self) -> bool:
+        return holds_sensitive(self.schema)
 
 
 @attrs.define(eq=False)

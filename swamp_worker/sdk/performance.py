@@ -20,6 +20,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -27,8 +28,8 @@ import attrs
 
 from swamp_proto.limits import FRAME_DEPTH_MAX
 from swamp_worker.sdk.context import AsyncPort, Context, PlainContext, Port
-from swamp_worker.sdk.conversations import Ask, Situation, record_of
-from swamp_worker.sdk.declarations import Declared, Method, declared
+from swamp_worker.sdk.conversations import Ask, Conversation, Situation, put_away, record_of
+from swamp_worker.sdk.declarations import Declared, Method, Resource, declared
 from swamp_worker.sdk.errors import (
     Cancelled,
     CheckFailed,
@@ -238,6 +239,8 @@ class _Actor:
             content = encoded(returned, schema, f"what {method.name} returned is no {spec.name!r}")
         except InvalidArguments as error:
             raise self._over(str(error)) from None
+        if isinstance(spec, Resource) and spec.hides:
+            content = self._guard(self._house.run_plain, partial(_hold, put_away(spec, spec.name, content)))
         record = record_of(self._situation, spec.name, spec.name, "resource", spec.content_type, content)
         self._returned[spec.name] = record
 
@@ -330,6 +333,17 @@ class _Actor:
     def _tell(self, error: BaseException) -> None:
         for line in story(error, self._situation.folder):
             self._situation.say(line, True)
+
+
+def _hold(conversation: Conversation[T], port: Port) -> T:
+    """Hold a conversation to its end."""
+    try:
+        question = next(conversation)
+        while True:
+            question = conversation.send(port.ask(question))
+    except StopIteration as end:
+        found: T = end.value
+        return found
 
 
 # ── what went wrong, for people ─────────────────────────────────────────────────────────────────────────────

@@ -118,9 +118,16 @@ class Told:
     of: dict[str, str]
 
 
+@attrs.frozen
+class Kept:
+    password: str = attrs.field(metadata=about("In a vault", sensitive=True))
+    said: str = ""
+
+
 @model("@canary/shouter", version="2026.11.21.1", secrets=["sandbox-vault/*"], arguments=Shout)
 class Shouter:
     told = resource(Told)
+    kept = resource(Kept)
     paper = file("text/plain")
     large = file("application/json")
 
@@ -137,6 +144,7 @@ class Shouter:
                 await context.write_resource(self.told, Told("", {}), f"of {value}"[:200])
             except CallFailed as error:
                 print("refused", error)
+            await context.write_resource(self.kept, Kept(value, value), "kept")
             await context.query(f"attributes.text == {json.dumps(value)}")
         async with context.open_file(self.paper) as paper:
             for value in values:
@@ -170,6 +178,7 @@ def test_a_python_step_that_shouts_is_read_nowhere(site: Site) -> None:
     steps = [step(where, "shouter", allowFailure=True, **placement) for where, placement in PLACES.items()]
     for one in steps:
         one["task"]["methodName"] = "shout"
+        one["dataOutputOverrides"] = [{"specName": "kept", "vaultName": "sandbox-vault"}]
     site.workflow("shouter", *steps)
     done = site.ok("workflow", "run", "shouter", "--json")
     ends = [event for event in done.events if event["kind"] == "step_ended"]

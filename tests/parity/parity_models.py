@@ -35,12 +35,19 @@ class Given:
     password: str = attrs.field(default="", metadata=about("Masked", sensitive=True))
 
 
+@attrs.frozen
+class Account:
+    user: str
+    token: str = attrs.field(metadata=about("In a vault", sensitive=True))
+
+
 @model("@parity/type", version="2026.11.21.1", reads=["neighbour"], secrets=["sandbox-vault/password", "sandbox-vault/made"])
 class Parity:
     """Everything a step may do."""
 
     item = resource(Item, "One")
     answer = resource(Item, "What a method returned")
+    account = resource(Account, "Partly in a vault")
     paper = file("text/plain", "A text")
     blob = file("application/octet-stream", "Bytes")
 
@@ -141,6 +148,12 @@ class Parity:
         print(ran.status, [record["name"] for record in ran.records])
 
     @method
+    async def hides(self, context: Context) -> None:
+        token = os.urandom(12).hex()
+        await context.write_resource(self.account, Account("ada", token), "ada")
+        print("hidden", token, (await context.read_resource("ada")).json()["token"] != token)
+
+    @method
     def is_checked(self, context: PlainContext) -> None:
         print("never")
 
@@ -190,7 +203,7 @@ AWKWARD: Final = 'a\'b "c" $(id) `id` ; #'
 METHODS: Final[Mapping[str, Mapping[str, Any]]] = {
     "writes": {"many": 3, "what": "parity"}, "reads": {}, "returns": {"what": "answer", "many": 5, "password": REFERENCE}, "is_refused": {},
     "fails": {"password": "a sensitive argument"}, "gives_up": {}, "returns_nonsense": {}, "leaves": {}, "is_killed": {}, "hangs": {},
-    "prints_much": {"many": 2_000}, "leaves_a_child": {}, "follows": {}, "runs_a_model": {}, "is_checked": {},
+    "prints_much": {"many": 2_000}, "leaves_a_child": {}, "follows": {}, "runs_a_model": {}, "hides": {}, "is_checked": {},
 }  # fmt: skip
 
 

@@ -130,7 +130,7 @@ def test_the_behaviours_are_what_they_are_called(sides: dict[str, Side]) -> None
             "fails", "py-fails", "is-killed", "times-out", "tells", "can-not-start",
             "py-is_refused", "py-gives_up", "py-returns_nonsense", "py-leaves", "py-is_killed", "py-hangs", "py-is_checked",
         }, {name: ends[name].get("error") for name in failed}  # fmt: skip
-        assert ends["py-gives_up"]["error"] == "the author's own words (parity.py:93)"
+        assert ends["py-gives_up"]["error"] == "the author's own words (parity.py:100)"
         assert "***" in ends["py-fails"]["error"] and "timed out" in ends["py-hangs"]["error"]
         output = {name: "\n".join(side.of(name)["output"]["stdout"]) for name in ends}
         assert output["takes-an-input"] == AWKWARD
@@ -144,6 +144,11 @@ def test_the_behaviours_are_what_they_are_called(sides: dict[str, Side]) -> None
             "partial" in named["py-fails"]
             and "answer" in named["py-returns"]
             and "turn" in named["py-follows"]
+        )
+        assert output["py-hides"] == "hidden *** True"
+        (account,) = [row["content"] for row in side.records["py-hides"] if row["name"] == "ada"]
+        assert account["user"] == "ada" and account["token"].startswith(
+            '${{ vault.get("sandbox-vault", "parity-type-'
         )
         assert SECRET not in json.dumps(side.events) + json.dumps(side.records)
         assert any(row["dataType"] == "report" for row in side.records["py-writes"])
