@@ -47,6 +47,7 @@ from swamp_proto.redaction import Mask
 BLOCK: Final = 1 * MIB  # written and hashed at once
 POURED: Final = 4 * MIB  # in one go of a thread
 THREADS: Final = 8  # of all uploads
+LAST_BYTES_S: Final = 1.0  # for a request whose connection was cut to take in what came before
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -249,9 +250,19 @@ class Uploads:
         self._threads = trio.CapacityLimiter(THREADS)
 
     async def offset(self, dispatch: str, number: int) -> int:
-        """How many bytes are safe; 0 for one that was never begun."""
+        """How many bytes are safe; 0 for one that was never begun. Who asks will go on from there: a request that is still at work may
+        read to the end of its cut connection, but only for a moment, and what it brought is safe before the answer.
+        """
         upload = await self._find(dispatch, number)
-        return 0 if upload is None else upload.safe
+        if upload is None:
+            return 0
+        with trio.move_on_after(LAST_BYTES_S):
+            async with upload.turn:
+                return upload.safe
+        if upload.holder is not None:
+            upload.holder.cancel()
+        async with upload.turn:
+            return upload.safe
 
     async def found(self, dispatch: str, number: int) -> tuple[str, int]:
         """The sha256 and size of a whole upload, as its bytes are."""

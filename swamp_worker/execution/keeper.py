@@ -198,18 +198,25 @@ class Keeper:
 
     async def _open(self) -> int:
         held, ready = self._start()
+        is_ready = False
         try:
             with trio.move_on_after(_READY_S):
                 await trio.lowlevel.wait_readable(ready)
-                if os.read(ready, 1):
-                    return held
-            os.close(held)
+                is_ready = bool(os.read(ready, 1))
+            if is_ready:
+                return held
             raise Broken(
                 "the keeper process did not start: it would kill what a dead worker leaves running",
                 hint=f"{sys.executable} -I -S {keeper_main.__file__}",
             )
         finally:
             os.close(ready)
+            if not is_ready:  # or we were cancelled: it keeps nothing yet
+                os.close(held)
+                assert self._process is not None
+                self._process.kill()
+                with trio.CancelScope(shield=True):
+                    await _ended(self._process)
 
     async def _stay(self, held: int, say: Say) -> None:
         """Replace the keeper whenever it ends. Closing our end of the lifeline is what ends it."""

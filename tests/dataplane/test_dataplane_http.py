@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -219,8 +220,13 @@ async def test_what_came_is_safe_while_more_of_the_same_request_comes(
     with trio.fail_after(60):
         async with await trio.open_tcp_stream("127.0.0.1", site.port) as stream:
             await stream.send_all(head + data[:-1])
-            while (safe := await offset(step, 1)) < UPLOAD_SYNC:  # noqa: ASYNC110 - the other side tells nobody
+            note = (
+                site.parts.desk.uploads._folder / step.dispatch.dispatch / "1.json"
+            )  # what a successor would find
+            safe = 0
+            while safe < UPLOAD_SYNC:
                 await trio.sleep(0.01)
+                safe = json.loads((note.exists() and note.read_bytes()) or b'{"safe": 0}')["safe"]
             assert safe < len(data)
             await stream.send_all(data[-1:])
             assert (await stream.receive_some()).startswith(b"HTTP/1.1 204")
@@ -228,6 +234,27 @@ async def test_what_came_is_safe_while_more_of_the_same_request_comes(
     assert [at for at, _ in let_go] == [0, *ends[:-1]]
     assert ends[-1] == len(data)
     await step.write(staged(1, data))
+
+
+async def test_who_asks_where_to_go_on_is_told_what_came_before_not_less(
+    site: Site, step: Step, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request before may still be at work: its connection is cut and nobody here has noticed. What it brought is not sent again."""
+    monkeypatch.setattr(pace, "PROGRESS_S", 0.0)
+    monkeypatch.setattr(uploads, "LAST_BYTES_S", 0.05)
+    flight = site.parts.flights.find(step.dispatch.dispatch)
+    assert flight is not None
+    first_block = trio.Event()
+    flight.on_progress = lambda number, here, of: first_block.set() if here == uploads.BLOCK else None
+    whole = bytes(range(256)) * (2 * MIB // 256)
+    with trio.fail_after(60):
+        async with await trio.open_tcp_stream("127.0.0.1", site.port) as cut:
+            await cut.send_all(raw_patch(step, 1, 0, whole) + whole[: uploads.BLOCK])
+            await first_block.wait()
+            assert await offset(step, 1) == uploads.BLOCK
+            assert (await cut.receive_some()).startswith(b"HTTP/1.1 507"), "it is over"
+        await step.patch(1, uploads.BLOCK, whole[uploads.BLOCK :], whole)
+    await step.write(staged(1, whole), number=2)
 
 
 async def test_a_newer_request_takes_an_upload_over_from_one_that_is_stuck(

@@ -5,10 +5,13 @@ Connections made afterwards work: that is what makes the situation hard.
 """
 
 import contextlib
+import re
 import socket
 import struct
 import threading
 from collections.abc import Sequence
+
+_OFFSET = re.compile(rb"(?i)\nupload-offset: *(\d+)\r")
 
 
 class Weather:
@@ -18,7 +21,7 @@ class Weather:
 
     def __init__(self, target: int, budgets: Sequence[int] = ()) -> None:
         self.target = target
-        self.passed = 0  # bytes that have gone to the orchestrator
+        self.offsets: list[int] = []  # at which uploads through it began or went on
         self.budgets = list(budgets)  # of connections to come
         self.waiting = threading.Event()  # somebody has connected
         self.open = threading.Event()  # whoever connects goes on only now
@@ -96,7 +99,7 @@ class _Pair:
                     return
                 sink.sendall(data)
                 if source is self._ends[0]:
-                    self._weather.passed += len(data)
+                    self._weather.offsets += map(int, _OFFSET.findall(data))
                 if left is not None and (left := left - len(data)) <= 0:
                     self.cut()
                     return

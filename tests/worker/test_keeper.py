@@ -216,6 +216,16 @@ async def test_the_keeper_enforces_a_dispatchs_own_instant(tmp_path: Path) -> No
         assert "keeper" in (found[0].error or "")
 
 
+async def test_a_start_that_is_given_up_leaves_no_keeper(tmp_path: Path) -> None:
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with open_keeper(tmp_path, "me"):
+            raise AssertionError("it was cancelled before")
+    assert scope.cancelled_caught
+    of_ours = [pid for pid in procfs.children() or [] if str(tmp_path).encode() in cmdline(pid)]
+    assert of_ours == []
+
+
 async def test_a_keeper_that_dies_is_replaced_and_said(tmp_path: Path) -> None:
     said: list[str] = []
     async with open_keeper(tmp_path, "me", say=said.append) as keeper:
