@@ -17,6 +17,7 @@ Rules that hold here:
 It does not know: what runs in the process, what its end means, sockets, leases, where lines are kept.
 """
 
+import os
 import signal
 from collections.abc import Callable
 from typing import Final
@@ -47,6 +48,7 @@ LOUD_YIELDS: Final = 4
 GATHER_S: Final = 0.001  # between two reads of little: what is printed line by line is read and sent as one
 _LAST_LINES_S: Final = 2.0  # for the sink to take what a killed step had printed
 _LOOKS: Final = 3  # that find nothing, in a row, after something had to be killed
+_REMIND_S: Final = 1.0  # from a TERM to the second
 _LATE_S: Final = 5.0  # the keeper's margin after a timeout and its TERM grace
 
 Capturing = Callable[[Stream, str], object]
@@ -104,8 +106,11 @@ class Course:
         capture: Capturing | None = None,
         sent: int = 0,
         what: str = "",
+        reminded: bool = False,
     ) -> None:
-        """`what` it is that runs, when the log is to say how many processes it left behind."""
+        """`what` it is that runs, when the log is to say how many processes it left behind. `reminded`: it gets TERM a second time; Python
+        code that is just entering a system call does not hear the first.
+        """
         self._child = child
         self._dispatch = dispatch
         self._sink = sink
@@ -116,6 +121,7 @@ class Course:
         self._splitters = {Stream.STDOUT: LineSplitter(mask), Stream.STDERR: LineSplitter(mask)}
         self._capture = capture
         self._what = what
+        self._reminded = reminded
         self._unsent: list[LogBlock] = []
         self._taken = 0  # bytes read from the pipes
         self._taken_at = float("-inf")  # when there was little to read
@@ -265,6 +271,7 @@ class Course:
         """TERM, and time for the group to go. A second request may shorten that time, never lengthen it."""
         process.terminate_group(self._child.pid)
         control = self._control
+        remind_at = trio.current_time() + _REMIND_S if self._reminded else float("inf")
         with trio.move_on_after(control.term_s) as scope:
 
             def hurry() -> None:
@@ -272,7 +279,10 @@ class Course:
 
             control.on_ask = hurry
             while self._child.status is None or not process.group_is_empty(self._child.pid):
-                with trio.move_on_after(0.01 if self._child.status is not None else 1.0):
+                if self._child.status is None and trio.current_time() >= remind_at:
+                    os.kill(self._child.pid, signal.SIGTERM)  # it has not been reaped
+                    remind_at = float("inf")
+                with trio.move_on_after(0.01 if self._child.status is not None else _REMIND_S):
                     if self._is_open() or self._child.status is None:
                         await self._turn()
                     else:

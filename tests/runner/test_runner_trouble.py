@@ -225,6 +225,32 @@ async def test_cancel_is_cooperative_first(site: Site, kind: str) -> None:
     assert finished.left == 0
 
 
+async def test_who_missed_the_word_to_end_hears_it_again(site: Site) -> None:
+    """As Python code does that was just entering a long system call when the signal came."""
+    code = """@method
+def go(self, context: PlainContext) -> None:
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+    print('begun')
+    while len(told) < 2:
+        time.sleep(0.01)
+    print('heard it again')
+"""
+    control = Control()
+    lines = Lines()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+
+            async def cancel() -> None:
+                await lines.wait_for("begun")
+                control.ask_cancel("a person asked", 600.0)
+
+            nursery.start_soon(cancel)
+            finished = await site.executor.execute(site.dispatch(site.extension(code)), lines, control)
+    assert finished.outcome is Outcome.CANCELLED
+    assert "heard it again" in lines.text
+
+
 async def test_then_forced(site: Site) -> None:
     for timeout_ms in (500, 5_000, 50_000):  # the first in which the method gets so far
         dispatch = site.dispatch(site.extension(STUBBORN), timeout_s=timeout_ms / 1000)

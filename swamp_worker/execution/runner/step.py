@@ -93,7 +93,17 @@ async def run_program(
             host.expect(dispatch.dispatch, dispatch.timeout_s, control.term_s)
             child, channel = await _begin(dispatch, code, environment, directory, host, stage)
             control.started.set()
-            course = Course(child, dispatch, sink, control, host, mask, sent=prologue.sent, what="the method")
+            course = Course(
+                child,
+                dispatch,
+                sink,
+                control,
+                host,
+                mask,
+                sent=prologue.sent,
+                what="the method",
+                reminded=True,
+            )
             course.quiet_s = _QUIET_S
             requests = Requests(
                 dispatch,
