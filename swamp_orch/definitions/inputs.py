@@ -25,6 +25,7 @@ from swamp_orch.definitions.values import ModelDefinition
 from swamp_orch.definitions.yaml_source import DocumentPath
 from swamp_proto.errors import LocalError
 from swamp_proto.schema_check import check_value, is_type
+from swamp_proto.sensitive import holds_sensitive
 from swamp_worker.models.interface import MethodSpec, ModelType
 
 TYPES: Final = ("string", "number", "integer", "boolean", "array", "object")
@@ -270,7 +271,7 @@ def _text_of(value: Any) -> str:
 
 def sensitive_inputs(schema: Mapping[str, Any]) -> frozenset[str]:
     """Names of top-level properties that are sensitive, or hold something that is."""
-    return frozenset(key for key, item in schema.get("properties", {}).items() if _is_sensitive(item))
+    return frozenset(key for key, item in schema.get("properties", {}).items() if holds_sensitive(item))
 
 
 def mask_inputs(schema: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -315,16 +316,6 @@ def _mask(schema: Mapping[str, Any], value: Any) -> Any:
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
         return [_mask(schema["items"], item) for item in value]
     return value
-
-
-def _is_sensitive(schema: Any) -> bool:
-    if not isinstance(schema, Mapping):
-        return False
-    if schema.get("sensitive") is True:
-        return True
-    parts = [*schema.get("properties", {}).values(), *schema.get("anyOf", ())]
-    parts += [schema.get("items"), schema.get("additionalProperties")]
-    return any(_is_sensitive(part) for part in parts)
 
 
 def _how_to_give(schema: Mapping[str, Any], values: Mapping[str, Any]) -> str | None:
