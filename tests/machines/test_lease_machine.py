@@ -252,6 +252,14 @@ def test_every_row_of_the_table_is_reached(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows == reached, rows ^ reached
 
 
+def test_a_cancel_in_the_instant_of_the_deadline() -> None:
+    """Found by `./dev machines`: after a restart, a cancel was made durable in the very instant in which the lease was to end."""
+    world = World(real)
+    for seed in (*[0] * 25, 115, 2_155_081_891_473, 42_147):
+        blow(world, seed, 100)
+    world.heal()
+
+
 BUGS = {
     "boot gives no time to come back": (
         "entry.replace_s, entry.lost_s = self._now_s + left_s, self._now_s\n",
