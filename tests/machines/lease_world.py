@@ -556,12 +556,9 @@ class World:
             if lease.cancel_kind is None or lease.worker is None or lease.dispatch in committing:
                 continue
             missed_s = self.workers[lease.worker].missed_s
-            is_due = (
-                deadline_s is not None and deadline_s <= self.now_s
-            )  # asked in the instant that ends it anyway
-            assert missed_s is None or self.now_s < missed_s + G or is_due, (
-                "CANCEL: waits for an answer of the dead"
-            )
+            if missed_s is not None and self.now_s >= missed_s + G:
+                # Asked in the very instant that ends it anyway: that deadline is due now, and not judged yet.
+                assert self.now_s == missed_s + G == deadline_s, "CANCEL: waits for an answer of the dead"
 
     def come_to_an_end(self, execution: Execution) -> None:
         if execution.alive and execution.finished is None:
